@@ -1,0 +1,272 @@
+"""A recipe says everything that a training run depends on: model, data, training.
+
+A recipe is a flat YAML file; unknown keys, wrong types and impossible values are refused with
+the path of the key. Paths in it are relative to the folder the command runs in.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import os
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    create_model,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from brefine.structures import InputError
+
+
+def _one_or_more(value: Any) -> Any:
+    """``800`` means ``[800]``."""
+    return [value] if isinstance(value, int | float | str) else value
+
+
+Positive = Annotated[int, Field(gt=0)]
+Sides = Annotated[tuple[Positive, ...], BeforeValidator(_one_or_more), Field(min_length=1)]
+Milestones = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_one_or_more)]
+
+
+class Section(BaseModel):
+    """A frozen part of a recipe that knows its keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_keys(cls, data: Any) -> Any:
+        known = list(cls.model_fields)
+        unknown = [key for key in data if key not in known] if isinstance(data, dict) else []
+        if not unknown:
+            return data
+        errors: list[InitErrorDetails] = []
+        for key in unknown:
+            near = difflib.get_close_matches(str(key), known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+            text = f"unexpected keyword ({hint})".replace("{", "{{").replace("}", "}}")
+            reason = PydanticCustomError("unexpected_keyword", text)
+            errors.append(InitErrorDetails(type=reason, loc=(str(key),), input=data[key]))
+        raise ValidationError.from_exception_data(cls.__name__, errors)
+
+
+def options_of(build: Callable[..., Any]) -> type[Section]:
+    """The keyword arguments of a method's builder as a Section, so that a recipe is checked."""
+    hints = typing.get_type_hints(build)
+    fields: dict[str, Any] = {
+        name: (hints[name], ... if option.default is option.empty else option.default)
+        for name, option in inspect.signature(build).parameters.items()
+        if option.kind is option.KEYWORD_ONLY
+    }
+    return create_model("Options", __base__=Section, **fields)
+
+
+class ModelRecipe(Section):
+    """Which method, with which options, started from which weights.
+
+    Attributes:
+        method: a name in ``brefine.METHODS``.
+        options: keyword arguments of the method's builder; only those that differ from its
+            defaults.
+        weights: ``none``; ``imagenet`` (backbone only); a model folder; or a file with
+            torchvision's Mask R-CNN state dict (.pth or .safetensors).
+    """
+
+    method: str
+    options: dict[str, Any] = {}
+    weights: str = "none"
+
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, method: str) -> str:
+        from brefine.methods import METHODS
+
+        if method not in METHODS:
+            raise ValueError(f"unknown method {method!r}; one of {', '.join(METHODS)}")
+        return method
+
+    @field_validator("options")
+    @classmethod
+    def _known_options(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        from brefine.methods import METHODS
+
+        if "method" not in info.data:  # refused above: one fault, one line
+            return options
+        checked = options_of(METHODS[info.data["method"]]).model_validate(options)
+        return checked.model_dump(exclude_unset=True)
+
+
+class DataRecipe(Section):
+    """Which pictures, at which size.
+
+    Attributes:
+        train: COCO json to learn from.
+        val: COCO json to evaluate on.
+        images: folder of the pictures; None: the json's ``images`` folder, else its own.
+        short_side: pixels; one is drawn for each picture in training, the last one is used in
+            evaluation and prediction.
+        long_side: pixels; a longer side is never made.
+        flip: probability of a left-right flip in training.
+        workers: loader processes.
+    """
+
+    train: Path | None = None
+    val: Path | None = None
+    images: Path | None = None
+    short_side: Sides = (800,)
+    long_side: Positive = 1333
+    flip: float = Field(default=0.5, ge=0, le=1)
+    workers: int = Field(default=2, ge=0)
+
+
+class TrainRecipe(Section):
+    """How to train. Exactly one of ``epochs`` and ``steps`` is given.
+
+    Attributes:
+        epochs: passes over the training set.
+        steps: optimiser steps.
+        batch_size: pictures per process.
+        optimizer: ``sgd`` or ``adamw``.
+        lr: peak learning rate.
+        lr_reference_batch: if set, ``lr`` is scaled by devices * batch_size / this.
+        weight_decay: of the optimiser.
+        momentum: of SGD.
+        warmup_steps: the rate rises linearly over this many steps.
+        schedule: ``steps`` (times ``gamma`` at each milestone) or ``cosine``.
+        milestones: in epochs or steps, whichever was given.
+        gamma: factor at a milestone.
+        clip_norm: largest gradient norm; None: no clipping.
+        precision: of Lightning's Trainer.
+        seed: of everything random.
+        validate_every: epochs between evaluations; None: at the end only.
+    """
+
+    epochs: float | None = Field(default=None, gt=0)
+    steps: int | None = Field(default=None, gt=0)
+    batch_size: Positive = 2
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = Field(gt=0)
+    lr_reference_batch: Positive | None = None
+    weight_decay: float = Field(default=1e-4, ge=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    warmup_steps: int = Field(default=500, ge=0)
+    schedule: Literal["steps", "cosine"] = "steps"
+    milestones: Milestones = (8, 11)
+    gamma: float = Field(default=0.1, gt=0)
+    clip_norm: float | None = Field(default=None, gt=0)
+    precision: Literal["32-true", "16-mixed", "bf16-mixed", "64-true"] = "32-true"
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    validate_every: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give exactly one of epochs and steps (set the other to null)")
+        return self
+
+
+class Recipe(Section):
+    """Everything that a training run depends on."""
+
+    model: ModelRecipe
+    data: DataRecipe = DataRecipe()
+    train: TrainRecipe
+
+    @classmethod
+    def parse(cls, values: Any, origin: str) -> Recipe:
+        """Check plain values, as read from YAML.
+
+        Args:
+            values: nested dict.
+            origin: where they come from, for the message.
+
+        Raises:
+            InputError: names the origin and the path of every wrong key.
+        """
+        if not isinstance(values, dict):
+            raise InputError(f"{origin}: expected the sections model, data and train")
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise InputError(f"{origin}: {describe(error)}") from None
+
+    @classmethod
+    def load(cls, path: Path | str) -> Recipe:
+        """Read a YAML file.
+
+        Raises:
+            InputError: no such file, no YAML, or a wrong key or value; with file and key path.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such recipe") from None
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "not a UTF-8 text file"
+            raise InputError(f"{path}: cannot read the recipe: {reason}") from None
+        return cls.parse(_parse_yaml(text, str(path)), str(path))
+
+    def save(self, path: Path | str) -> None:
+        """Write every value, defaults included, as YAML; an old file is replaced at once."""
+        path = Path(path)
+        aside = path.with_name(f".{path.name}.{os.getpid()}")
+        values = self.model_dump(mode="json")
+        aside.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+        os.replace(aside, path)
+
+    def with_settings(self, settings: Sequence[str]) -> Recipe:
+        """The recipe with some values replaced.
+
+        Args:
+            settings: ``"train.lr=0.01"``: path of the key, then its value as YAML.
+
+        Raises:
+            InputError: not of that form, an unknown key or an impossible value.
+        """
+        values = self.model_dump()
+        for setting in settings:
+            path, equals, text = setting.partition("=")
+            *sections, key = path.strip().split(".")
+            place: Any = values
+            for section in sections:
+                place = place.setdefault(section, {}) if isinstance(place, dict) else None
+            if not equals or not key or not isinstance(place, dict):
+                raise InputError(f"--set {setting}: expected KEY=VALUE, such as train.lr=0.01")
+            place[key] = _parse_yaml(text, f"--set {setting}")
+        return self.parse(values, f"--set {' '.join(settings)}")
+
+
+def describe(error: ValidationError) -> str:
+    """What pydantic found, on one line: ``path.of.key: what is wrong; ...``."""
+    faults = []
+    for fault in error.errors(include_url=False, include_context=False, include_input=False):
+        message = fault["msg"].removeprefix("Value error, ")
+        path = ".".join(str(key) for key in fault["loc"])
+        faults.append(" ".join(f"{path}: {message}".split()))
+    return "; ".join(faults)
+
+
+def _parse_yaml(text: str, origin: str) -> Any:
+    """YAML to plain values; whatever is wrong becomes one line."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise InputError(f"{origin}{where}: no valid YAML: {error.problem}") from None
+    except Exception:
+        # Malformed scalars leave PyYAML as IndexError, KeyError, ValueError, RecursionError...
+        raise InputError(f"{origin}: no valid YAML") from None
