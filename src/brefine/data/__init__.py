@@ -1,0 +1,1 @@
+"""Data: reading, loading and drawing it."""

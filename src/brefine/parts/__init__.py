@@ -1,0 +1,1 @@
+"""Parts that two methods or more are made of."""

@@ -15,10 +15,11 @@ import torch
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 from torch import Tensor
+from torch.nn import functional
 
 from brefine.structures import Bitmaps, Category, Instances
 
-CHUNK = 16  # RoIs cropped together: few enough that their padded windows stay in the cache
+CHUNK = 64  # RoIs cropped together, padded to one width
 
 
 @torch.no_grad()
@@ -36,7 +37,8 @@ def crop(
     """Cut masks to RoIs: the targets of a mask head.
 
     The value is what ``torchvision.ops.roi_align`` gives on the dense masks at scale 1. Its
-    samples lie on a grid, so they are two small matrix products: ``Y [S, h] M [h, w] X' [w, S]``.
+    samples lie on a grid, so rows are averaged first (a few for each of the S cells) and columns
+    after, in a small matrix product.
 
     Args:
         masks: N masks in a frame.
@@ -66,66 +68,66 @@ def crop(
     lengths = (last - first).clamp(min=0)
     cuts = torch.cat([index[:, None], first - origins, lengths], 1).tolist()
 
-    for chunk in torch.split(lengths.prod(1).argsort(), CHUNK):  # like sizes share a chunk
-        width, height = lengths[chunk].amax(0).tolist()
-        pixels = boxes.new_zeros(len(chunk), height, width)
-        for slot, i in zip(pixels, chunk.tolist(), strict=True):
+    options = (size, aligned, sampling_ratio)
+    for chunk in torch.split(lengths[:, 0].argsort(), CHUNK):  # like widths share a chunk
+        heights = lengths[chunk, 1]
+        tops = heights.cumsum(0) - heights
+        width, height = int(lengths[chunk, 0].max()), int(heights.sum())
+        pixels = boxes.new_zeros(height + 1, width + 1)  # the last row and column stay blank
+        for i, top in zip(chunk.tolist(), tops.tolist(), strict=True):
             mask, x, y, w, h = cuts[i]
-            slot[:h, :w] = masks.windows[mask][y : y + h, x : x + w]
-        x_weights, y_weights = (
-            _roi_weights(
-                boxes[chunk, axis],
-                boxes[chunk, axis + 2],
-                first[chunk, axis],
-                (width, height)[axis],
-                size,
-                frame[1 - axis],
-                aligned,
-                sampling_ratio,
-            )
-            for axis in (0, 1)
+            pixels[top : top + h, :w] = masks.windows[mask][y : y + h, x : x + w]
+        x_taps, y_taps = (
+            _taps(boxes[chunk, axis::2], first[chunk, axis], last[chunk, axis], limit, *options)
+            for axis, limit in ((0, frame[1]), (1, frame[0]))
         )
-        result[chunk] = y_weights @ pixels @ x_weights.mT
+        row = torch.where(y_taps[0] < 0, height, y_taps[0] + tops[:, None, None])
+        rows = functional.embedding_bag(
+            row.flatten(0, 1), pixels, per_sample_weights=y_taps[1].flatten(0, 1), mode="sum"
+        )
+        columns = boxes.new_zeros(len(chunk), size, width + 1)
+        columns.scatter_add_(2, torch.where(x_taps[0] < 0, width, x_taps[0]), x_taps[1])
+        result[chunk] = rows.view(len(chunk), size, -1) @ columns.mT
     return result if soft else (result >= 0.5).float()
 
 
-def _roi_weights(
-    start: Tensor,
-    stop: Tensor,
+def _taps(
+    sides: Tensor,
     first: Tensor,
-    length: int,
-    size: int,
+    last: Tensor,
     limit: int,
+    size: int,
     aligned: bool,
     sampling_ratio: int,
-) -> Tensor:
-    """What each pixel ``first .. first + length`` adds to each cell, ``[C, size, length]``.
+) -> tuple[Tensor, Tensor]:
+    """Which pixels of ``first .. last`` the cells of RoIs read along one axis, and their weights.
 
-    One axis of RoIAlign; the arithmetic follows its float32 kernel step by step, so that the
-    number of samples and the cut at the border come out the same.
+    The arithmetic follows RoIAlign's float32 kernel step by step, so that the number of samples
+    and the cut at the border come out the same.
+
+    Returns:
+        Pixel numbers from ``first`` on, -1 for none, and weights, both ``[C, size, taps]``.
     """
-    start, stop = (start - 0.5, stop - 0.5) if aligned else (start, stop)
+    start, stop = (sides - 0.5 if aligned else sides).unbind(1)
     extent = stop - start if aligned else (stop - start).clamp(min=1)
     cell = extent / size
-    count = (
-        torch.full_like(cell, sampling_ratio) if sampling_ratio > 0 else cell.ceil().clamp(min=0)
-    )
-    step = torch.arange(int(count.max()), device=start.device)
-    cells = torch.arange(size, device=start.device)
+    count = cell.ceil().clamp(min=0)
+    if sampling_ratio > 0:
+        count = torch.full_like(cell, sampling_ratio)
+    share = 1 / count.clamp(min=1)
+    step = torch.arange(int(count.max()), device=sides.device)
+    cells = torch.arange(size, device=sides.device)
     samples = (start[:, None] + cells * cell[:, None])[:, :, None] + (
-        (step + 0.5) * cell[:, None] / count[:, None].clamp(min=1)
+        (step + 0.5) * (cell * share)[:, None]
     )[:, None]  # [C, size, samples]
     used = (step < count[:, None])[:, None] & (samples >= -1) & (samples <= limit)
     samples = samples.clamp(0, limit - 1)
     low = samples.floor()
     upper = samples - low
-    share = used / count[:, None, None].clamp(min=1)
-    weights = start.new_zeros(len(start), size, length + 1)  # the last slot takes what is outside
-    for offset, part in ((0, 1 - upper), (1, upper)):
-        slot = low.long() + offset - first[:, None, None]
-        slot = torch.where((slot >= 0) & (slot < length), slot, length)
-        weights.scatter_add_(2, slot, part * share)
-    return weights[:, :, :length]
+    weights = torch.cat([1 - upper, upper], 2) * share[:, None, None]
+    index = torch.cat([low, low + 1], 2).long()
+    seen = (index >= first[:, None, None]) & (index < last[:, None, None]) & used.repeat(1, 1, 2)
+    return torch.where(seen, index - first[:, None, None], -1), weights
 
 
 @torch.no_grad()

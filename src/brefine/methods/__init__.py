@@ -1,0 +1,31 @@
+"""The methods: one dict of names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import validate_call
+
+from brefine.methods.brefine import brefine
+from brefine.methods.mask_rcnn import mask_rcnn
+from brefine.structures import InputError, Segmenter
+
+METHODS: dict[str, Callable[..., Segmenter]] = {"mask_rcnn": mask_rcnn, "brefine": brefine}
+
+
+def create(name: str, num_classes: int, **options: Any) -> Segmenter:
+    """Build a method with random weights.
+
+    Args:
+        name: a key of ``METHODS``.
+        num_classes: K, without background.
+        options: arguments of the method's builder.
+
+    Raises:
+        InputError: no such method.
+    """
+    if name not in METHODS:
+        raise InputError(f"no method {name!r}: choose one of {', '.join(sorted(METHODS))}")
+    # From a recipe, options are plain YAML values: the signature says what they become.
+    return validate_call(METHODS[name])(num_classes, **options)

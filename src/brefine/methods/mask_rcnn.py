@@ -1,0 +1,128 @@
+"""Mask R-CNN (He et al. 2017): the FCN mask head, and the contract to copy from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from brefine.losses import MASK_LOSSES
+from brefine.parts import roi
+from brefine.parts.backbone import Backbone
+from brefine.parts.boxes import CONVENTIONS, Convention
+from brefine.parts.mask_head import ClassLogits, MaskLoss, conv3x3
+from brefine.parts.two_stage import Detector, Truth, TwoStage
+
+
+def mask_rcnn(
+    num_classes: int,
+    *,
+    backbone: str = "resnet50",
+    channels: int = 256,
+    num_convs: int = 4,
+    input_size: int = 14,
+    output_size: int = 28,
+    levels: Literal["all", "p2"] = "all",
+    mask_loss: MaskLoss = "bce",
+    ranking: bool = False,
+    detector: Detector = Detector(),
+) -> TwoStage:
+    """Mask R-CNN; with ``ranking`` it is RS Mask R-CNN (Table 5's caption).
+
+    Args:
+        num_classes: K, without background.
+        backbone: a timm name.
+        channels: of the pyramid and the heads.
+        num_convs: 3x3 convolutions of the mask head.
+        input_size: cells a side that RoIAlign gives the mask head (Figure 2).
+        output_size: cells a side of the mask: input_size times 1, 2, 4 ... (Figure 2).
+        levels: pyramid levels that the mask head pools from (Figure 1).
+        mask_loss: a name of ``losses.MASK_LOSSES``.
+        ranking: Rank & Sort with the three-task balance (eq. 3-6).
+        detector: options of trunk, RPN and box head.
+
+    Raises:
+        InputError: an unknown backbone.
+        ValueError: output_size is no power-of-two multiple of input_size.
+    """
+    head = FCNMaskHead(
+        channels,
+        num_classes,
+        num_convs=num_convs,
+        input_size=input_size,
+        output_size=output_size,
+        levels=levels,
+        loss=MASK_LOSSES[mask_loss],
+        convention=CONVENTIONS[detector.convention],
+        finest=detector.finest,
+    )
+    return TwoStage(
+        num_classes,
+        head,
+        backbone=backbone,
+        channels=channels,
+        ranking=ranking,
+        detector=detector,
+    )
+
+
+class FCNMaskHead(nn.Module):
+    """RoIAlign, 3x3 convolutions, a 2x2 deconvolution for each doubling, 1x1 logits."""
+
+    def __init__(
+        self,
+        channels: int,
+        num_classes: int,
+        *,
+        num_convs: int = 4,
+        input_size: int = 14,
+        output_size: int = 28,
+        levels: Literal["all", "p2"] = "all",
+        loss: Callable[[Tensor, Tensor], Tensor] = MASK_LOSSES["bce"],
+        convention: Convention = CONVENTIONS["detectron"],
+        finest: float = 56.0,
+    ) -> None:
+        super().__init__()
+        doublings = (output_size // input_size).bit_length() - 1
+        if input_size << doublings != output_size:
+            raise ValueError(
+                f"output_size {output_size} must be input_size {input_size} times 1, 2, 4, ..."
+            )
+        self.input_size, self.output_size = input_size, output_size
+        self.num_levels = 4 if levels == "all" else 1
+        self.criterion, self.convention, self.finest = loss, convention, finest
+        self.convs = nn.ModuleList(conv3x3(channels) for _ in range(num_convs))
+        self.upsample = nn.ModuleList(
+            nn.ConvTranspose2d(channels, channels, 2, stride=2) for _ in range(doublings)
+        )
+        for layer in self.upsample:
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            # One tap feeds each output cell, so what torch calls fan out is 4 times too many.
+            layer.weight.data *= 2
+            nn.init.zeros_(layer.bias)
+        self.logits = ClassLogits(channels, num_classes)
+
+    def forward(self, features: Sequence[Tensor], rois: Tensor, labels: Tensor) -> Tensor:
+        """Logits ``[R, output_size, output_size]`` of the class ``labels [R]``."""
+        strides = Backbone.strides[: self.num_levels]
+        x = roi.pool(
+            features[: self.num_levels],
+            rois,
+            self.input_size,
+            strides,
+            self.convention,
+            finest=self.finest,
+        )
+        for conv in self.convs:
+            x = F.relu(conv(x))
+        for deconv in self.upsample:
+            x = F.relu(deconv(x))
+        return self.logits(x, labels)
+
+    def loss(
+        self, features: Sequence[Tensor], rois: Tensor, labels: Tensor, truth: Truth
+    ) -> Tensor:
+        """Mask loss of each RoI, ``[R]``."""
+        return self.criterion(self(features, rois, labels), truth(self.output_size))

@@ -1,0 +1,162 @@
+"""Box head: two fully connected layers, then classes and class-specific boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from brefine import losses
+from brefine.parts import boxes as B
+from brefine.parts import roi
+from brefine.structures import Instances
+
+DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+
+
+@dataclass(frozen=True)
+class RoIs:
+    """Proposals of a batch with what they should become.
+
+    Attributes:
+        rows: ``[R, 5]`` (image index, xyxy pixels).
+        labels: ``[R]`` int64, K for background.
+        index: ``[R]`` int64, the object within its picture; arbitrary for background.
+        truth: ``[R, 4]`` box of that object.
+    """
+
+    rows: Tensor
+    labels: Tensor
+    index: Tensor
+    truth: Tensor
+
+
+class BoxHead(nn.Module):
+    """Classes and boxes of RoIs.
+
+    Args:
+        channels: of the pyramid.
+        num_classes: K.
+        strides: of the four levels that are pooled from.
+        convention: see ``boxes.Convention``.
+        ranking: sigmoid over K classes with Rank & Sort over all proposals (eq. 3-4) and GIoU
+            weighted by the scores (eq. 6); otherwise softmax over K + 1 classes, background
+            last, and smooth L1, over a sample.
+        delta: half width of Rank & Sort's ramp.
+        samples: RoIs a picture for softmax, a quarter of them positive at most; None: all.
+        hidden: width of the two fully connected layers.
+        finest: see ``roi.level``.
+        add_truth: the objects' own boxes join the proposals in training.
+        score_threshold: detections at or below it are dropped.
+        nms: IoU threshold of the class-wise NMS.
+        detections: kept a picture.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_classes: int,
+        strides: Sequence[int],
+        convention: B.Convention,
+        *,
+        ranking: bool = False,
+        delta: float = 0.5,
+        samples: int | None = 512,
+        hidden: int = 1024,
+        finest: float = 56.0,
+        add_truth: bool = True,
+        score_threshold: float = 0.05,
+        nms: float = 0.5,
+        detections: int = 100,
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.strides, self.convention = num_classes, tuple(strides), convention
+        self.ranking, self.delta, self.samples = ranking, delta, samples
+        self.finest, self.add_truth = finest, add_truth
+        self.score_threshold, self.nms, self.detections = score_threshold, nms, detections
+        self.fc1 = nn.Linear(channels * 49, hidden)
+        self.fc2 = nn.Linear(hidden, hidden)
+        self.classes = nn.Linear(hidden, num_classes if ranking else num_classes + 1)
+        self.deltas = nn.Linear(hidden, num_classes * 4)
+        for layer, std in ((self.classes, 0.01), (self.deltas, 0.001)):
+            nn.init.normal_(layer.weight, std=std)
+            nn.init.zeros_(layer.bias)
+        for layer in (self.fc1, self.fc2):
+            nn.init.kaiming_uniform_(layer.weight, a=1)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, features: Sequence[Tensor], rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Class logits ``[R, K (+ 1)]`` and deltas ``[R, K, 4]`` of RoIs ``[R, 5]``."""
+        levels = features[: len(self.strides)]
+        pooled = roi.pool(levels, rows, 7, self.strides, self.convention, finest=self.finest)
+        hidden = F.relu(self.fc2(F.relu(self.fc1(pooled.flatten(1)))))
+        return self.classes(hidden), self.deltas(hidden).reshape(-1, self.num_classes, 4)
+
+    @torch.no_grad()
+    def sample(self, proposals: Sequence[Tensor], targets: Sequence[Instances]) -> RoIs:
+        """Match proposals with objects at IoU 0.5; take all (ranking) or a sample of them."""
+        boxes, labels, index, truth = [], [], [], []
+        for proposal, target in zip(proposals, targets, strict=True):
+            box = torch.cat([proposal, target.boxes]) if self.add_truth else proposal
+            match = B.match(box, target.boxes, 0.5, 0.5)
+            if not self.ranking:
+                chosen = B.sample((match >= 0).long(), self.samples, 0.25)
+                box, match = box[chosen], match[chosen]
+            # One extra row stands for background, so pictures without objects need no branch.
+            background = target.labels.new_tensor([self.num_classes])
+            slot = torch.where(match >= 0, match, len(target))
+            boxes.append(box)
+            labels.append(torch.cat([target.labels, background])[slot])
+            truth.append(torch.cat([target.boxes, box.new_tensor([[0.0, 0, 1, 1]])])[slot])
+            index.append(match)
+        return RoIs(roi.rows(boxes), torch.cat(labels), torch.cat(index), torch.cat(truth))
+
+    def loss(
+        self, features: Sequence[Tensor], rois: RoIs
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Classification losses by name, the box loss, and each RoI's score ``[R]``, detached.
+
+        The score is the best class's; eq. 6 weighs the box and mask losses with it.
+        """
+        logits, deltas = self(features, rois.rows)
+        positive = (rois.labels < self.num_classes).nonzero()[:, 0]
+        label, anchor, goal = rois.labels[positive], rois.rows[positive, 1:], rois.truth[positive]
+        delta = deltas[positive, label]
+        if not self.ranking:
+            cls = F.cross_entropy(logits.float(), rois.labels, reduction="sum")
+            encoded = B.encode(goal, anchor, DELTA_WEIGHTS)
+            box = B.l1(delta, encoded, self.convention.beta)
+            count = max(1, len(rois.rows))
+            score = logits.detach().float().softmax(1)[:, :-1].amax(1)
+            return {"cls": cls / count}, box / count, score
+        decoded = B.decode(delta, anchor, DELTA_WEIGHTS)
+        quality = torch.zeros_like(logits, dtype=torch.float32)
+        quality[positive, label] = B.paired_iou(decoded.detach(), goal).clamp(min=1e-6)
+        ranking, sorting = losses.rank_sort(logits, quality, delta=self.delta)
+        score = logits.detach().float().sigmoid().amax(1)
+        box = losses.weighted_mean(losses.giou(decoded, goal), score[positive])
+        return {"cls_rank": ranking, "cls_sort": sorting}, box, score
+
+    def detect(
+        self, features: Sequence[Tensor], proposals: Sequence[Tensor], sizes: Tensor
+    ) -> list[Instances]:
+        """Detections of each picture after class-wise NMS, best first."""
+        logits, deltas = self(features, roi.rows(proposals))
+        scores = logits.float().sigmoid() if self.ranking else logits.float().softmax(1)[:, :-1]
+        boxes = B.decode(deltas, torch.cat(list(proposals))[:, None], DELTA_WEIGHTS)
+        counts = [len(proposal) for proposal in proposals]
+        found = []
+        for box, score, size in zip(boxes.split(counts), scores.split(counts), sizes, strict=True):
+            box = B.clip(box, size).flatten(0, 1)
+            label = torch.arange(self.num_classes, device=box.device).repeat(len(score))
+            score = score.flatten()
+            good = (score > self.score_threshold) & (box[:, 2:] - box[:, :2] >= 1e-2).all(1)
+            if not torch.compiler.is_exporting():  # NMS is quadratic: drop what cannot win
+                box, label, score, good = box[good], label[good], score[good], good[good]
+            order = B.top(score, B.nms_keep(box, score, label, self.nms) & good, self.detections)
+            frame = (int(size[0]), int(size[1]))
+            found.append(Instances(frame, box[order], label[order], score[order]))
+        return found

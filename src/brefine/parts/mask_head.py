@@ -1,0 +1,40 @@
+"""Layers that mask heads share."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+#: names of ``losses.MASK_LOSSES``
+MaskLoss = Literal["bce", "dice", "focal", "bce+dice", "boundary"]
+
+
+class ClassLogits(nn.Conv2d):
+    """1x1 convolution to K masks of which only each RoI's own class is computed.
+
+    With 80 classes at 56x56 that is 1/80 of the work and memory; the result is the same.
+    """
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__(channels, num_classes, 1)
+        # Small logits: BCE starts at ln 2 and the trunk is not shaken by the first steps.
+        nn.init.normal_(self.weight, std=0.01)
+        nn.init.zeros_(self.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:  # type: ignore[override]
+        """Logits ``[R, S, S]`` of ``labels [R]`` from features ``[R, C, S, S]``."""
+        assert self.bias is not None
+        weight, bias = self.weight[labels, :, 0, 0], self.bias[labels]
+        mixed = torch.bmm(weight[:, None].to(x.dtype), x.flatten(2))
+        return mixed.reshape(len(x), *x.shape[2:]) + bias[:, None, None]
+
+
+def conv3x3(channels: int, dilation: int = 1) -> nn.Conv2d:
+    """3x3 convolution of equal width, Kaiming fan-in: a ReLU after it keeps the variance."""
+    conv = nn.Conv2d(channels, channels, 3, padding=dilation, dilation=dilation)
+    nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+    assert conv.bias is not None
+    nn.init.zeros_(conv.bias)
+    return conv
