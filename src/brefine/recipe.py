@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import os
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from brefine.files import replacing
 from brefine.structures import InputError
 
 
@@ -221,11 +221,9 @@ class Recipe(Section):
 
     def save(self, path: Path | str) -> None:
         """Write every value, defaults included, as YAML; an old file is replaced at once."""
-        path = Path(path)
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
         values = self.model_dump(mode="json")
-        aside.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
-        os.replace(aside, path)
+        with replacing(path) as aside:
+            aside.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 
     def with_settings(self, settings: Sequence[str]) -> Recipe:
         """The recipe with some values replaced.

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pydantic import validate_call
+from pydantic import ValidationError, validate_call
 
 from brefine.methods.brefine import brefine
 from brefine.methods.mask_rcnn import mask_rcnn
+from brefine.recipe import describe
 from brefine.structures import InputError, Segmenter
 
 METHODS: dict[str, Callable[..., Segmenter]] = {"mask_rcnn": mask_rcnn, "brefine": brefine}
@@ -23,9 +24,12 @@ def create(name: str, num_classes: int, **options: Any) -> Segmenter:
         options: arguments of the method's builder.
 
     Raises:
-        InputError: no such method.
+        InputError: no such method, or a wrong argument.
     """
     if name not in METHODS:
         raise InputError(f"no method {name!r}: choose one of {', '.join(sorted(METHODS))}")
     # From a recipe, options are plain YAML values: the signature says what they become.
-    return validate_call(METHODS[name])(num_classes, **options)
+    try:
+        return validate_call(METHODS[name])(num_classes, **options)
+    except ValidationError as error:
+        raise InputError(f"{name}: {describe(error)}") from None

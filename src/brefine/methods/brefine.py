@@ -20,6 +20,7 @@ from brefine.parts.backbone import Backbone
 from brefine.parts.boxes import CONVENTIONS, Convention
 from brefine.parts.mask_head import ClassLogits, MaskLoss, conv3x3
 from brefine.parts.two_stage import Detector, Truth, TwoStage
+from brefine.structures import InputError
 
 
 def brefine(
@@ -60,8 +61,7 @@ def brefine(
         detector: options of trunk, RPN and box head.
 
     Raises:
-        InputError: an unknown backbone.
-        ValueError: stages is not 1, 2 or 3, or there are no dilations.
+        InputError: an unknown backbone, or stages is not 1, 2 or 3, or there are no dilations.
     """
     loss = MASK_LOSSES[mask_loss]
     if mask_loss == "boundary":
@@ -111,9 +111,9 @@ class FusionMaskHead(nn.Module):
     ) -> None:
         super().__init__()
         if stages not in (1, 2, 3):
-            raise ValueError(f"stages must be 1, 2 or 3 (masks of 14, 28 or 56), not {stages}")
+            raise InputError(f"stages must be 1, 2 or 3 (masks of 14, 28 or 56), not {stages}")
         if context and not dilations:
-            raise ValueError("dilations must name at least one, or set context to false")
+            raise InputError("dilations must name at least one, or set context to false")
         self.output_size = 14 << (stages - 1)
         self.num_levels = 4 if levels == "all" else 1
         self.criterion, self.convention, self.finest = loss, convention, finest

@@ -14,6 +14,7 @@ from brefine.parts.backbone import Backbone
 from brefine.parts.boxes import CONVENTIONS, Convention
 from brefine.parts.mask_head import ClassLogits, MaskLoss, conv3x3
 from brefine.parts.two_stage import Detector, Truth, TwoStage
+from brefine.structures import InputError
 
 
 def mask_rcnn(
@@ -44,8 +45,7 @@ def mask_rcnn(
         detector: options of trunk, RPN and box head.
 
     Raises:
-        InputError: an unknown backbone.
-        ValueError: output_size is no power-of-two multiple of input_size.
+        InputError: an unknown backbone, or output_size is no power-of-two multiple of input_size.
     """
     head = FCNMaskHead(
         channels,
@@ -87,7 +87,7 @@ class FCNMaskHead(nn.Module):
         super().__init__()
         doublings = (output_size // input_size).bit_length() - 1
         if input_size << doublings != output_size:
-            raise ValueError(
+            raise InputError(
                 f"output_size {output_size} must be input_size {input_size} times 1, 2, 4, ..."
             )
         self.input_size, self.output_size = input_size, output_size

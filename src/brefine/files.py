@@ -1,0 +1,46 @@
+"""Writing files so that nothing half-written is ever in place of something good."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from brefine.structures import InputError
+
+
+@contextmanager
+def replacing(path: Path | str) -> Iterator[Path]:
+    """A path aside to write a file or a folder to; moved to ``path`` when the block ends well.
+
+    Until then whatever is at ``path`` stays as it is, and it stays for good when the block
+    raises; what was written aside is then removed.
+
+    Args:
+        path: the file or folder to write. Missing parents are made.
+
+    Raises:
+        InputError: the place cannot be written to (permission, a file in the way, disk full).
+    """
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield aside
+        if aside.is_dir() and path.is_dir():
+            # A folder cannot replace a folder that has content: the old one steps aside first.
+            old = path.with_name(f".{path.name}.{os.getpid()}.old")
+            os.replace(path, old)
+            os.replace(aside, path)
+            shutil.rmtree(old)
+        else:
+            os.replace(aside, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot write: {error.strerror or error}") from None
+    finally:
+        if aside.is_dir():
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            aside.unlink(missing_ok=True)
