@@ -1,0 +1,570 @@
+"""How good a model is: COCO's box and mask AP, Boundary AP, and mask quality given true boxes.
+
+Everything is measured at the pictures' original size, on RLE and in box-sized windows, so memory
+follows the number of objects and not the size of the pictures. Rules that decide figures:
+
+    * AP is COCO's, as pycocotools computes it: mean over IoU 0.50, 0.55 ... 0.95 and 101 recall
+      levels, at most 100 detections a picture and class, crowd regions ignored.
+    * The size of a detection is its own: box area for box AP, mask area for mask and Boundary
+      AP. A labelled object's size is its annotation's ``area``. Small is below 32², medium
+      below 96² pixels.
+    * Boundary AP (Cheng et al., CVPR 2021) takes the smaller of mask IoU and the IoU of the
+      boundary bands. A band is what of the mask lies within d pixels of its outline, d being
+      2 % of the picture's diagonal, rounded, at least 1; the picture's border is outline too.
+    * A figure for which there is no object is NaN, printed as ``-``, and enters no mean.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from faster_coco_eval import COCO, COCOeval_faster
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+from rich.console import Console
+from rich.table import Table
+
+from brefine.formats import decode
+from brefine.parts.masks import encode, paste
+from brefine.progress import track
+from brefine.structures import Category, InputError, Instances
+
+if TYPE_CHECKING:
+    from brefine.data.coco import CocoSet
+    from brefine.predict import Predictor
+
+MAX_DETECTIONS = 100  # a picture and class
+BAND = 0.02  # width of the boundary band, of the picture's diagonal
+SIZES = {"": (0.0, 1e10), "_S": (0.0, 32.0**2), "_M": (32.0**2, 96.0**2), "_L": (96.0**2, 1e10)}
+
+#: key in ``Report.values`` and head of each column of the tables
+COLUMNS = {
+    "mask/AP": "mask AP",
+    "mask/AP50": "AP50",
+    "mask/AP75": "AP75",
+    "mask/AP_S": "AP small",
+    "mask/AP_M": "AP medium",
+    "mask/AP_L": "AP large",
+    "boundary/AP": "boundary AP",
+    "box/AP": "box AP",
+    "given_boxes/mask_iou": "mask IoU, true boxes",
+    "given_boxes/boundary_iou": "boundary IoU, true boxes",
+}
+
+Overlaps = dict[tuple[int, int], NDArray[np.float64]]
+Mask = tuple[NDArray[np.uint8], tuple[int, int]]  # window [h, w] and (x, y) of its corner
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an evaluation found.
+
+    Attributes:
+        values: fractions 0..1, NaN where there is no object: ``{kind}/AP``, ``AP50``, ``AP75``,
+            ``AP_S``, ``AP_M``, ``AP_L`` for the kinds ``box``, ``mask`` and ``boundary``, and
+            ``given_boxes/{mask_iou,boundary_iou}`` with ``_S``, ``_M``, ``_L``. Kinds that
+            were not asked for are absent.
+        per_class: the same AP keys for each class name, ``threshold`` and ``objects``.
+        records: the COCO results evaluated.
+        thresholds: per label the score with the best F1 at mask IoU 0.5, to keep detections
+            that score at least this; 0.5 for a class without objects or true detections.
+    """
+
+    values: dict[str, float]
+    per_class: dict[str, dict[str, float]]
+    records: list[dict[str, Any]]
+    thresholds: list[float]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything but the records, ready for JSON: NaN becomes None."""
+
+        def plain(values: Mapping[str, float]) -> dict[str, float | None]:
+            return {key: None if math.isnan(v) else v for key, v in values.items()}
+
+        return {
+            "values": plain(self.values),
+            "per_class": {name: plain(values) for name, values in self.per_class.items()},
+            "thresholds": self.thresholds,
+        }
+
+
+def evaluate(
+    predictor: Predictor,
+    dataset: CocoSet,
+    *,
+    given_boxes: bool = True,
+    boundary: bool = True,
+    progress: bool = True,
+    limit: int | None = None,
+) -> Report:
+    """Run a model over a data set and score it.
+
+    Args:
+        predictor: the model; its thresholds are not used, every detection counts.
+        dataset: pictures and labels.
+        given_boxes: also measure the masks it makes for the true boxes (`mask_quality`).
+        boundary: also compute Boundary AP.
+        progress: show a bar with an ETA on stderr.
+        limit: only the first so many pictures.
+
+    Raises:
+        InputError: a picture cannot be read or is not of the size its label says.
+    """
+    quality = _Quality()
+    records: list[dict[str, Any]] = []
+    for index in _pictures(dataset, limit, "evaluate" if progress else None):
+        picture = dataset.pictures[index]
+        records += predictor.records(picture.file, picture.id, threshold=0.0)
+        if given_boxes:
+            target = dataset.target(index)
+            if len(target):
+                quality.add(predictor.given(picture.file, target), target)
+    report = _score(records, dataset, boundary=boundary, progress=progress, limit=limit)
+    if given_boxes:
+        report.values.update(quality.values())
+    return report
+
+
+def evaluate_records(
+    records: Iterable[Mapping[str, Any]],
+    dataset: CocoSet,
+    *,
+    boundary: bool = True,
+    progress: bool = False,
+) -> Report:
+    """Score COCO results, of this or any other system.
+
+    Args:
+        records: results with ``image_id``, ``category_id``, ``score``, ``segmentation`` (RLE)
+            and maybe ``bbox``; without it the box around the mask is taken.
+        dataset: pictures and labels.
+        boundary: also compute Boundary AP.
+        progress: show a bar with an ETA on stderr.
+
+    Raises:
+        InputError: a record is not right; names its number and the key.
+    """
+    return _score(records, dataset, boundary=boundary, progress=progress, limit=None)
+
+
+def mask_quality(
+    predictor: Predictor, dataset: CocoSet, *, progress: bool = True, limit: int | None = None
+) -> dict[str, float]:
+    """Quality of the masks alone: what the mask head makes of the true boxes and labels.
+
+    Args:
+        predictor: the model.
+        dataset: pictures and labels; crowd regions do not take part.
+        progress: show a bar with an ETA on stderr.
+        limit: only the first so many pictures.
+
+    Returns:
+        ``given_boxes/mask_iou`` and ``given_boxes/boundary_iou``, means over objects, 0..1;
+        with ``_S``, ``_M``, ``_L`` for objects of that size (pixels of the true mask); NaN
+        where there is no object. Boundary IoU is that of the bands alone.
+    """
+    quality = _Quality()
+    for index in _pictures(dataset, limit, "masks in true boxes" if progress else None):
+        target = dataset.target(index)
+        if len(target):
+            quality.add(predictor.given(dataset.pictures[index].file, target), target)
+    return quality.values()
+
+
+def band_width(size: tuple[int, int]) -> int:
+    """Width in pixels of the boundary band in a picture of ``size`` (height, width)."""
+    return max(1, round(BAND * math.hypot(*size)))
+
+
+def boundary_band(window: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
+    """The part of a mask within ``width`` pixels of its outline.
+
+    A pixel is inner, not of the band, when the square of side ``2 * width + 1`` around it lies
+    in the mask. Outside the window there is no mask, so neither padding nor the picture is
+    needed, and the picture's border counts as outline.
+
+    Args:
+        window: ``[h, w]`` of 0 and 1, all of the mask.
+        width: in pixels, at least 1.
+
+    Returns:
+        ``[h, w]`` of 0 and 1.
+    """
+    side = 2 * width + 1
+    band = window.copy()
+    if min(window.shape) < side:
+        return band
+    inner, length = window, 1  # inner[y, x]: the `length` pixels from here on are all set
+    while length < side:
+        step = min(length, side - length)
+        inner = inner[:-step] & inner[step:]
+        length += step
+    length = 1
+    while length < side:
+        step = min(length, side - length)
+        inner = inner[:, :-step] & inner[:, step:]
+        length += step
+    band[width:-width, width:-width] ^= inner
+    return band
+
+
+def mask_iou(one: Mask, other: Mask) -> float:
+    """IoU of two masks, each a window ``[h, w]`` of 0 and 1 at (x, y); 0 if both are empty."""
+    (a, (ax, ay)), (b, (bx, by)) = one, other
+    x1, y1 = max(ax, bx), max(ay, by)
+    x2 = max(min(ax + a.shape[1], bx + b.shape[1]), x1)
+    y2 = max(min(ay + a.shape[0], by + b.shape[0]), y1)
+    shared = np.count_nonzero(
+        a[y1 - ay : y2 - ay, x1 - ax : x2 - ax] & b[y1 - by : y2 - by, x1 - bx : x2 - bx]
+    )
+    union = np.count_nonzero(a) + np.count_nonzero(b) - shared
+    return shared / union if union else 0.0
+
+
+def print_table(rows: Mapping[str, Report], console: Console) -> None:
+    """Print reports, one row a method, in percent; the best of each column is bold."""
+    keys, cells = _cells(rows)
+    table = Table(title="percent, higher is better", title_style="dim", caption=None)
+    table.add_column("method", no_wrap=True)
+    for key in keys:
+        table.add_column(COLUMNS[key].replace(", ", ",\n"), justify="right", min_width=5)
+    for name, row in cells.items():
+        table.add_row(name, *(f"[bold]{text}[/]" if best else text for text, best in row))
+    console.print(table)
+
+
+def print_classes(rows: Mapping[str, Report], console: Console) -> None:
+    """Print mask, boundary and box AP of every class, in percent, a column for each method."""
+    table = Table(title="per class, percent", title_style="dim")
+    table.add_column("class")
+    table.add_column("objects", justify="right")
+    kinds = [
+        k for k in ("mask/AP", "boundary/AP", "box/AP") if any(k in r.values for r in rows.values())
+    ]
+    for kind in kinds:
+        for name in rows:
+            table.add_column(f"{COLUMNS[kind]}\n{name}", justify="right")
+    first = next(iter(rows.values()), None)
+    for name, values in first.per_class.items() if first else ():
+        cells = [_percent(rows[m].per_class[name].get(k)) for k in kinds for m in rows]
+        table.add_row(name, f"{values['objects']:.0f}", *cells)
+    console.print(table)
+
+
+def markdown(rows: Mapping[str, Report]) -> str:
+    """The table of `print_table` in Markdown, ending in a line break."""
+    keys, cells = _cells(rows)
+    lines = [["method", *(COLUMNS[key] for key in keys)], ["---", *("---:" for _ in keys)]]
+    for name, row in cells.items():
+        lines.append([name, *(f"**{text}**" if best else text for text, best in row)])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _cells(
+    rows: Mapping[str, Report],
+) -> tuple[list[str], dict[str, list[tuple[str, bool]]]]:
+    """Columns that any report has, and for each report its (text, is the best of several)."""
+    keys = [key for key in COLUMNS if any(key in report.values for report in rows.values())]
+    texts = {name: [_percent(rows[name].values.get(key)) for key in keys] for name in rows}
+    cells: dict[str, list[tuple[str, bool]]] = {name: [] for name in rows}
+    for i in range(len(keys)):
+        column = [row[i] for row in texts.values()]
+        figures = [float(text) for text in column if text != "-"]
+        best = f"{max(figures):.1f}" if len(set(figures)) > 1 else None
+        for name, text in zip(texts, column, strict=True):
+            cells[name].append((text, text == best))
+    return keys, cells
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else f"{100 * value:.1f}"
+
+
+def _pictures(dataset: CocoSet, limit: int | None, title: str | None) -> Iterable[int]:
+    count = len(dataset) if limit is None else min(limit, len(dataset))
+    return track(range(count), title, count) if title and count else range(count)
+
+
+class _Quality:
+    """Sums up mask and boundary IoU of objects by size."""
+
+    def __init__(self) -> None:
+        self.areas: list[int] = []
+        self.ious: list[tuple[float, float]] = []
+
+    def add(self, found: Instances, target: Instances) -> None:
+        """Compare each mask found with the true one of the same number."""
+        if found.logits is None or target.masks is None or found.size != target.size:
+            raise ValueError("needs logits and true masks in one frame")
+        width = band_width(target.size)
+        masks = target.masks.to("cpu")
+        logits, boxes = found.logits.cpu(), found.boxes.cpu()
+        for window, corner, logit, box in zip(
+            masks.windows, masks.origins.tolist(), logits, boxes, strict=True
+        ):
+            pasted, origin = paste(logit, box, target.size)
+            mine, true = pasted.numpy().astype(np.uint8), window.numpy()
+            place = (corner[0], corner[1])
+            whole = mask_iou((mine, origin), (true, place))
+            bands = boundary_band(mine, width), boundary_band(true, width)
+            self.areas.append(int(np.count_nonzero(true)))
+            self.ious.append((whole, mask_iou((bands[0], origin), (bands[1], place))))
+
+    def values(self) -> dict[str, float]:
+        areas, ious = np.array(self.areas), np.array(self.ious).reshape(-1, 2)
+        values = {}
+        for i, name in enumerate(("mask_iou", "boundary_iou")):
+            for size, (low, high) in SIZES.items():
+                chosen = ious[(areas >= low) & (areas < high), i] if len(ious) else ious
+                values[f"given_boxes/{name}{size}"] = _mean(chosen)
+        return values
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    return float(values.mean()) if values.size else math.nan
+
+
+def _score(
+    records: Iterable[Mapping[str, Any]],
+    dataset: CocoSet,
+    *,
+    boundary: bool,
+    progress: bool,
+    limit: int | None,
+) -> Report:
+    truth = dataset.ground_truth()
+    categories = dataset.categories
+    chosen = [picture.id for picture in dataset.pictures[:limit]]
+    # COCO goes through pictures by id, which decides between equal scores.
+    ids = sorted(chosen, key=lambda value: (isinstance(value, str), value))
+    number = {image_id: i for i, image_id in enumerate(ids)}
+    label = {category.id: i for i, category in enumerate(categories)}
+    sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
+
+    labelled: list[dict[str, Any]] = []
+    for entry in truth["annotations"]:
+        if entry["image_id"] in number:
+            labelled.append(
+                {
+                    "id": len(labelled) + 1,  # 0 would mean "not matched"
+                    "image_id": number[entry["image_id"]],
+                    "category_id": label[entry["category_id"]],
+                    "bbox": entry["bbox"],
+                    "area": entry["area"],
+                    "iscrowd": int(entry.get("iscrowd", 0)),
+                    "rle": entry["segmentation"],
+                }
+            )
+    given = [dict(record) for record in records]
+    found = [
+        _check(record, i, number, label, sizes) | {"id": i + 1} for i, record in enumerate(given)
+    ]
+
+    here, there = _by_picture(labelled), _by_picture(found)
+    overlaps: dict[str, Overlaps] = {"box": {}, "mask": {}}
+    if boundary:
+        overlaps["boundary"] = {}
+    pairs = sorted(here.keys() & there.keys())
+    for pair in track(pairs, "score", len(pairs)) if progress and pairs else pairs:
+        there[pair].sort(key=lambda record: -record["score"])  # stable, as COCO's
+        truths, finds = here[pair], there[pair][:MAX_DETECTIONS]
+        for kind, value in _overlap(truths, finds, sizes[ids[pair[0]]], boundary).items():
+            overlaps[kind][pair] = value
+
+    values: dict[str, float] = {}
+    names = _names(categories)
+    per_class: dict[str, dict[str, float]] = {name: {} for name in names}
+    for kind, ious in overlaps.items():
+        area = "box_area" if kind == "box" else "mask_area"
+        results = [
+            {k: r[k] for k in ("id", "image_id", "category_id", "score")} | {"area": r[area]}
+            for r in found
+        ]
+        precision = _precision(len(ids), len(categories), labelled, results, ious)
+        values.update(_figures(kind, precision))
+        for i, name in enumerate(names):
+            per_class[name].update(_figures(kind, precision[:, :, i : i + 1]))
+
+    count = Counter(entry["category_id"] for entry in labelled if not entry["iscrowd"])
+    thresholds = _thresholds(len(categories), count, here, there, overlaps["mask"])
+    for i, name in enumerate(names):
+        per_class[name].update(threshold=thresholds[i], objects=count[i])
+    return Report(values, per_class, given, thresholds)
+
+
+def _names(categories: Sequence[Category]) -> list[str]:
+    """Class names; one that is there twice gets its id."""
+    count = Counter(category.name for category in categories)
+    return [c.name if count[c.name] == 1 else f"{c.name} ({c.id})" for c in categories]
+
+
+def _by_picture(
+    entries: Iterable[dict[str, Any]],
+) -> dict[tuple[int, int], list[dict[str, Any]]]:
+    groups: dict[tuple[int, int], list[dict[str, Any]]] = defaultdict(list)
+    for entry in entries:
+        groups[entry["image_id"], entry["category_id"]].append(entry)
+    return groups
+
+
+def _check(
+    record: Mapping[str, Any],
+    index: int,
+    number: Mapping[int | str, int],
+    label: Mapping[int, int],
+    sizes: Mapping[int | str, tuple[int, int]],
+) -> dict[str, Any]:
+    """A result in our numbers, or one line that says what is wrong with it."""
+    where = f"record {index} (counted from 0)"
+    for key in ("image_id", "category_id", "score", "segmentation"):
+        if key not in record:
+            raise InputError(f"{where}: key {key!r} is missing")
+    image, category, rle = record["image_id"], record["category_id"], record["segmentation"]
+    if image not in number:
+        raise InputError(f"{where}: image_id {image!r} is not in the data set")
+    if category not in label:
+        raise InputError(f"{where}: category_id {category!r} is not in the data set")
+    if not isinstance(record["score"], int | float) or not math.isfinite(record["score"]):
+        raise InputError(f"{where}: score {record['score']!r} is no finite number")
+    try:
+        mask, (x, y) = decode(rle)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    if tuple(rle["size"]) != sizes[image]:
+        height, width = sizes[image]
+        raise InputError(
+            f"{where}: the mask is {rle['size'][0]} x {rle['size'][1]} (height x width) but "
+            f"picture {image!r} is {height} x {width}: give masks at the original size"
+        )
+    box = record.get("bbox", [x, y, mask.shape[1], mask.shape[0]])
+    try:
+        box = [float(value) for value in box]
+    except (TypeError, ValueError):
+        box = []
+    if len(box) != 4 or not all(map(math.isfinite, box)):
+        raise InputError(f"{where}: bbox {record['bbox']!r} is not [x, y, width, height]")
+    return {
+        "image_id": number[image],
+        "category_id": label[category],
+        "score": float(record["score"]),
+        "bbox": box,
+        "rle": rle,
+        "box_area": box[2] * box[3],
+        "mask_area": float(np.count_nonzero(mask)),
+    }
+
+
+def _overlap(
+    truths: list[dict[str, Any]],
+    finds: list[dict[str, Any]],
+    size: tuple[int, int],
+    boundary: bool,
+) -> dict[str, NDArray[np.float64]]:
+    """Box, mask and boundary overlap ``[D, G]`` of the objects of one picture and class."""
+    crowd = [entry["iscrowd"] for entry in truths]
+    boxes = [np.array([entry["bbox"] for entry in side]) for side in (finds, truths)]
+    masks = [[entry["rle"] for entry in side] for side in (finds, truths)]
+    ious = {"box": coco_mask.iou(*boxes, crowd), "mask": coco_mask.iou(*masks, crowd)}
+    if boundary:
+        ious["boundary"] = smaller = ious["mask"].copy()
+        # What overlaps less than the lowest threshold cannot match, whatever its band is.
+        near = (smaller >= 0.5) & (np.array(crowd) == 0)
+        rows, columns = near.any(1).nonzero()[0], near.any(0).nonzero()[0]
+        if len(rows):
+            width = band_width(size)
+            bands = [
+                [_band(side[i]["rle"], width) for i in chosen]
+                for side, chosen in ((finds, rows), (truths, columns))
+            ]
+            block = np.ix_(rows, columns)
+            of_bands = coco_mask.iou(*bands, [0] * len(columns))
+            smaller[block] = np.minimum(smaller[block], of_bands)
+    return ious
+
+
+def _band(rle: Mapping[str, Any], width: int) -> dict[str, Any]:
+    window, origin = decode(rle)
+    return encode(boundary_band(window, width), origin, (rle["size"][0], rle["size"][1]))
+
+
+def _precision(
+    pictures: int,
+    classes: int,
+    labelled: list[dict[str, Any]],
+    results: list[dict[str, Any]],
+    overlaps: Overlaps,
+) -> NDArray[np.float64]:
+    """COCO's precision ``[IoU, recall, class, size]``; -1 where there is no object."""
+    tables = []
+    for entries in (labelled, results):
+        table = COCO()
+        table.dataset = {
+            "images": [{"id": i} for i in range(pictures)],
+            "categories": [{"id": i} for i in range(classes)],
+            "annotations": entries,
+        }
+        table.createIndex()
+        tables.append(table)
+    # Boxes and masks alike: the overlaps are ours, the library matches and accumulates.
+    matching = COCOeval_faster(*tables, iouType="bbox", print_function=lambda *_: None)
+    matching.computeIoU = lambda image, label: overlaps.get((image, label), [])
+    matching.params.maxDets = [MAX_DETECTIONS]
+    if not pictures or not classes:
+        return np.full((10, 101, classes, len(SIZES)), -1.0)
+    matching.evaluate()
+    matching.accumulate()
+    precision: NDArray[np.float64] = matching.eval["precision"][..., 0]
+    return precision
+
+
+def _figures(kind: str, precision: NDArray[np.float64]) -> dict[str, float]:
+    """AP figures of COCO's precision ``[IoU, recall, class, size]``."""
+
+    def mean(values: NDArray[np.float64]) -> float:
+        return _mean(values[values > -1])
+
+    whole = precision[..., 0]
+    figures = {"AP": mean(whole), "AP50": mean(whole[0]), "AP75": mean(whole[5])}
+    for i, size in enumerate(SIZES):
+        figures[f"AP{size}"] = mean(precision[..., i])
+    return {f"{kind}/{name}": value for name, value in figures.items()}
+
+
+def _thresholds(
+    classes: int,
+    count: Mapping[int, int],
+    truths: Mapping[tuple[int, int], list[dict[str, Any]]],
+    finds: Mapping[tuple[int, int], list[dict[str, Any]]],
+    overlaps: Overlaps,
+) -> list[float]:
+    """Per label the score with the best F1 at mask IoU 0.5; the highest score if several are."""
+    pooled: dict[int, list[tuple[float, bool]]] = defaultdict(list)
+    for pair, records in finds.items():
+        ranked = sorted(records, key=lambda record: -record["score"])[:MAX_DETECTIONS]
+        ious = overlaps.get(pair, np.zeros((len(ranked), 0)))
+        crowd = np.array([entry["iscrowd"] for entry in truths.get(pair, [])], dtype=bool)
+        free = ~crowd
+        for record, row in zip(ranked, ious, strict=True):
+            match = np.where(free, row, 0.0)
+            if len(row) and match.max() >= 0.5:
+                free[match.argmax()] = False
+                pooled[pair[1]].append((record["score"], True))
+            elif not (row[crowd] >= 0.5).any():
+                pooled[pair[1]].append((record["score"], False))
+    thresholds = []
+    for label in range(classes):
+        threshold, best, right = 0.5, 0.0, 0
+        ranked_scores = sorted(pooled[label], reverse=True)
+        for i, (score, hit) in enumerate(ranked_scores):
+            right += hit
+            last = i + 1 == len(ranked_scores) or ranked_scores[i + 1][0] < score
+            f1 = 2 * right / (i + 1 + count.get(label, 0))
+            if last and f1 > best:
+                threshold, best = score, f1
+        thresholds.append(threshold)
+    return thresholds
