@@ -1,0 +1,480 @@
+"""COCO instance annotations, read straight from the json; masks stay run lengths until asked for.
+
+What is unusable in one annotation costs that annotation only and is listed in ``skipped``; what
+makes the whole file doubtful (no json, missing keys, ids twice) is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+from torch import Tensor
+
+from brefine.structures import Bitmaps, Category, InputError, Instances
+
+#: pixels; a larger picture is refused before memory is taken. Pillow itself stops just above.
+MAX_PIXELS = 178_000_000
+#: pixels; a ``bbox`` with a side farther from its mask than this is not believed
+BOX_TOLERANCE = 2.0
+#: a polygon may leave the picture by this many times its longer side before it is not believed
+POLYGON_REACH = 4
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of a set.
+
+    Attributes:
+        id: the json's own id.
+        file: where it is (not checked before it is read).
+        size: (height, width) that the json says.
+    """
+
+    id: int | str
+    file: Path
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Runs:
+    """One mask as run lengths down the columns, checked to fill its picture exactly.
+
+    Attributes:
+        counts: ``[R]`` int64, pixels of 0, of 1, of 0, ...; their sum is height * width.
+        size: (height, width).
+    """
+
+    counts: NDArray[np.int64]
+    size: tuple[int, int]
+
+    def area(self) -> int:
+        """Number of pixels set."""
+        return int(self.counts[1::2].sum())
+
+    def box(self) -> tuple[int, int, int, int]:
+        """Tight xyxy box of the pixels set, last ones exclusive; all 0 when there is none."""
+        ends = self.counts.cumsum()
+        first, last = ends[0:-1:2], ends[1::2] - 1
+        first, last = first[first <= last], last[first <= last]
+        if not len(first):
+            return 0, 0, 0, 0
+        height = self.size[0]
+        x1, x2 = int(first[0]) // height, int(last[-1]) // height + 1
+        if np.any(first // height != last // height):  # a run goes round the bottom to the top
+            return x1, 0, x2, height
+        return x1, int((first % height).min()), x2, int((last % height).max()) + 1
+
+    def window(self) -> tuple[Tensor, tuple[int, int]]:
+        """The mask inside its box, uint8 ``[h, w]``, and the (x, y) of its top left pixel."""
+        x1, y1, x2, y2 = self.box()
+        height = self.size[0]
+        # Only the columns of the box are unrolled: memory follows the object.
+        ends = (self.counts.cumsum() - x1 * height).clip(0, (x2 - x1) * height)
+        lengths = np.diff(ends, prepend=0)
+        values = (np.arange(len(lengths)) % 2).astype(np.uint8)
+        columns = np.repeat(values, lengths).reshape(x2 - x1, height)
+        return torch.from_numpy(np.ascontiguousarray(columns[:, y1:y2].T)), (x1, y1)
+
+    def encode(self) -> dict[str, Any]:
+        """COCO's compressed RLE."""
+        height, width = self.size
+        rle = coco_mask.frPyObjects({"size": [height, width], "counts": self.counts}, height, width)
+        return {"size": [height, width], "counts": rle["counts"].decode()}
+
+
+def decode(segmentation: Any, size: tuple[int, int]) -> Runs:
+    """Run lengths of a COCO segmentation: polygons, compressed or uncompressed RLE.
+
+    The pixels are those of ``pycocotools``: polygons are drawn by it; RLE is read here because
+    its decoder trusts the lengths that it reads.
+
+    Args:
+        segmentation: the json's value.
+        size: (height, width) of the picture.
+
+    Raises:
+        ValueError: unusable; the message says why.
+    """
+    if isinstance(segmentation, list):
+        return _draw_polygons(segmentation, size)
+    if not isinstance(segmentation, dict):
+        raise ValueError("segmentation is neither polygons nor RLE")
+    if segmentation.get("size") != list(size):
+        said = segmentation.get("size")
+        raise ValueError(f"RLE of size {_short(said)} in a picture of [{size[0]}, {size[1]}]")
+    counts = segmentation.get("counts")
+    if isinstance(counts, str):
+        lengths = _parse_counts(counts)
+    elif isinstance(counts, list) and all(type(count) is int for count in counts):
+        if any(not 0 <= count <= MAX_PIXELS for count in counts):
+            raise ValueError("RLE with a negative or huge count")
+        lengths = np.array(counts, dtype=np.int64)
+    else:
+        raise ValueError("RLE counts are neither a string nor a list of whole numbers")
+    total = int(lengths.sum())
+    if total != size[0] * size[1] or (lengths < 0).any():
+        raise ValueError(f"RLE covers {total} pixels, the picture has {size[0] * size[1]}")
+    if len(lengths) % 2:  # runs come in pairs of 0 and 1 from here on
+        lengths = np.append(lengths, 0)
+    return Runs(lengths, size)
+
+
+def _parse_counts(text: str) -> NDArray[np.int64]:
+    """COCO's compressed counts: signed base-32 digits, lowest first, with differences.
+
+    A character minus 48 has five bits of value and one (32) that says "more follows"; the last
+    one's bit 16 is the sign. From the fourth on, a number is added to the one before the last.
+    """
+    digits = np.frombuffer(text.encode("ascii", "replace"), dtype=np.uint8).astype(np.int64) - 48
+    if not len(digits) or digits.min() < 0 or digits.max() > 63 or digits[-1] & 32:
+        raise ValueError("RLE counts are damaged")
+    ends = np.flatnonzero(digits & 32 == 0)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    if (ends - starts).max() > 6:  # seven digits hold every 32-bit number
+        raise ValueError("RLE counts are damaged")
+    place = np.arange(len(digits)) - np.repeat(starts, ends - starts + 1)
+    values = np.add.reduceat((digits & 31) << (5 * place), starts)
+    values -= np.where(digits[ends] & 16, np.int64(1) << (5 * (ends - starts + 1)), 0)
+    values[1::2] = values[1::2].cumsum()
+    values[2::2] = values[2::2].cumsum()
+    return values
+
+
+def _draw_polygons(polygons: Sequence[Any], size: tuple[int, int]) -> Runs:
+    """The union of polygons, as pycocotools draws them."""
+    height, width = size
+    checked = [points.tolist() for points in _check_polygons(polygons, size)]
+    rle = coco_mask.merge(coco_mask.frPyObjects(checked, height, width))
+    lengths = _parse_counts(rle["counts"].decode())
+    return Runs(np.append(lengths, 0) if len(lengths) % 2 else lengths, size)
+
+
+def _check_polygons(polygons: Sequence[Any], size: tuple[int, int]) -> list[NDArray[np.float64]]:
+    """Each polygon as a flat array of x, y, x, y ...
+
+    Raises:
+        ValueError: no polygon, or one that pycocotools could not draw.
+    """
+    if not polygons:
+        raise ValueError("empty segmentation")
+    reach = POLYGON_REACH * max(size)
+    checked = []
+    for polygon in polygons:
+        try:
+            points = np.array(polygon, dtype=np.float64)
+        except (TypeError, ValueError, OverflowError):
+            raise ValueError("a polygon is not a list of numbers") from None
+        if points.ndim != 1 or len(points) % 2 or not isinstance(polygon, list):
+            raise ValueError("a polygon is not a flat list x, y, x, y ...")
+        if len(points) < 6:
+            raise ValueError("a polygon has fewer than 3 points")
+        if not np.isfinite(points).all():
+            raise ValueError("a polygon has a coordinate that is not finite")
+        if np.abs(points).max() > reach:  # drawing takes memory by the length of the outline
+            raise ValueError("a polygon lies far outside of its picture")
+        checked.append(points)
+    return checked
+
+
+class CocoSet:
+    """Pictures and their objects from a COCO json.
+
+    Args:
+        annotations: the json.
+        images: folder of the pictures. None: the folder ``images`` beside the json if there is
+            one, else the json's own folder.
+
+    Attributes:
+        path: the json.
+        categories: the category table, in the order of the ids: label ``i`` is row ``i``.
+        pictures: in the json's order.
+        skipped: one line for each annotation that cannot be used: its id and why.
+
+    Raises:
+        InputError: not there, no COCO json, a missing key or a value of the wrong type, or an
+            id used twice; names file, entry and key.
+    """
+
+    def __init__(self, annotations: Path | str, images: Path | str | None = None) -> None:
+        self.path = Path(annotations)
+        content = _read_json(self.path)
+        folder = self._find_folder(images)
+        self.categories = sorted(
+            Category(self._whole(entry, "id", where), self._text(entry, "name", where))
+            for entry, where in self._entries(content, "categories")
+        )
+        self.pictures = [
+            Picture(
+                self._id(entry, "id", where),
+                folder / self._text(entry, "file_name", where),
+                (self._whole(entry, "height", where), self._whole(entry, "width", where)),
+            )
+            for entry, where in self._entries(content, "images")
+        ]
+        for picture in self.pictures:
+            height, width = picture.size
+            if min(height, width) < 1 or height * width > MAX_PIXELS:
+                raise InputError(
+                    f"{self.path}: picture {picture.id}: {height} x {width} pixels, expected "
+                    f"1 to {MAX_PIXELS // 10**6} million: correct its height and width"
+                )
+        labels = {category.id: i for i, category in enumerate(self.categories)}
+        index = {picture.id: i for i, picture in enumerate(self.pictures)}
+        if len(labels) < len(self.categories):
+            twice = _first_twice([category.id for category in self.categories])
+            raise InputError(f"{self.path}: category id {twice} is used twice: make ids unique")
+        if len(index) < len(self.pictures):
+            twice = _first_twice([picture.id for picture in self.pictures])
+            raise InputError(f"{self.path}: picture id {twice!r} is used twice: make ids unique")
+
+        self.skipped: list[str] = []
+        self._labels = labels
+        self._annotations: list[list[dict[str, Any]]] = [[] for _ in self.pictures]
+        for entry, where in self._entries(content, "annotations"):
+            image = self._id(entry, "image_id", where)
+            category = self._whole(entry, "category_id", where)
+            fault = None
+            if image not in index:
+                fault = f"unknown image_id {image!r}"
+            elif category not in labels:
+                fault = f"unknown category_id {category}"
+            else:
+                fault = _find_fault(entry, self.pictures[index[image]].size)
+            if fault:
+                self.skipped.append(f"{where}: {fault}")
+            else:
+                self._annotations[index[image]].append(entry)
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def annotations(self, index: int) -> list[dict[str, Any]]:
+        """The usable annotations of picture ``index``, as in the json, crowd regions included."""
+        return self._annotations[index]
+
+    def usable(self) -> list[int]:
+        """Pictures with at least one usable object that is not a crowd region."""
+        return [
+            index
+            for index, entries in enumerate(self._annotations)
+            if any(not entry.get("iscrowd") for entry in entries)
+        ]
+
+    def target(self, index: int) -> Instances:
+        """The objects of picture ``index``, crowd regions left out, in original pixels.
+
+        A box is the annotation's ``bbox`` where that agrees with the mask to 2 pixels, else the
+        mask's own; the centre of every pixel of the mask lies inside. An object too thin to hold
+        any pixel is left out.
+        """
+        picture = self.pictures[index]
+        boxes, labels, windows, origins = [], [], [], []
+        for entry in self._annotations[index]:
+            if entry.get("iscrowd"):
+                continue
+            runs = decode(entry["segmentation"], picture.size)
+            if not runs.area():
+                continue
+            window, origin = runs.window()
+            boxes.append(_choose_box(entry, runs.box()))
+            labels.append(self._labels[entry["category_id"]])
+            windows.append(window)
+            origins.append(origin)
+        tight = torch.tensor(
+            [
+                [x, y, x + w.shape[1], y + w.shape[0]]
+                for w, (x, y) in zip(windows, origins, strict=True)
+            ]
+        ).reshape(-1, 4)
+        box = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+        height, width = picture.size
+        limit = torch.tensor([width, height, width, height])
+        box = torch.minimum(box.clamp(min=0), limit)
+        box[:, :2] = torch.minimum(box[:, :2], tight[:, :2] + 0.5)
+        box[:, 2:] = torch.maximum(box[:, 2:], tight[:, 2:] - 0.5)
+        return Instances(
+            picture.size,
+            box,
+            torch.tensor(labels, dtype=torch.int64),
+            masks=Bitmaps(windows, torch.tensor(origins, dtype=torch.int64).reshape(-1, 2)),
+        )
+
+    def ground_truth(self) -> dict[str, Any]:
+        """What COCOeval needs: a COCO dict with every mask as compressed RLE.
+
+        ``bbox`` and ``area`` are the json's where they can be used, else the mask's; annotation
+        ids count from 1 (COCOeval takes 0 for "unmatched").
+        """
+        annotations: list[dict[str, Any]] = []
+        for picture, entries in zip(self.pictures, self._annotations, strict=True):
+            for entry in entries:
+                runs = decode(entry["segmentation"], picture.size)
+                if not runs.area():
+                    continue
+                x1, y1, x2, y2 = _choose_box(entry, runs.box())
+                area = _number(entry.get("area"))
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": picture.id,
+                        "category_id": entry["category_id"],
+                        "bbox": [x1, y1, x2 - x1, y2 - y1],
+                        "area": area if area and area > 0 else float(runs.area()),
+                        "iscrowd": int(bool(entry.get("iscrowd"))),
+                        "segmentation": runs.encode(),
+                    }
+                )
+        images = [
+            {"id": p.id, "file_name": p.file.name, "height": p.size[0], "width": p.size[1]}
+            for p in self.pictures
+        ]
+        categories = [{"id": c.id, "name": c.name} for c in self.categories]
+        return {
+            "info": {},
+            "images": images,
+            "annotations": annotations,
+            "categories": categories,
+        }
+
+    def _find_folder(self, images: Path | str | None) -> Path:
+        if images is None:
+            beside = self.path.parent / "images"
+            return beside if beside.is_dir() else self.path.parent
+        if not Path(images).is_dir():
+            raise InputError(f"{images}: no such folder of pictures")
+        return Path(images)
+
+    def _entries(self, content: dict[str, Any], key: str) -> list[tuple[dict[str, Any], str]]:
+        """The entries of a list in the json, each with what to call it in messages."""
+        entries = content.get(key)
+        if not isinstance(entries, list):
+            fault = "missing" if entries is None else "not a list"
+            raise InputError(f"{self.path}: {key}: {fault}, expected COCO instance annotations")
+        kind = {"categories": "category", "images": "picture", "annotations": "annotation"}[key]
+        named = []
+        for number, entry in enumerate(entries):
+            if not isinstance(entry, dict):
+                raise InputError(f"{self.path}: {key}[{number}]: expected an object {{...}}")
+            name = entry.get("id", f"number {number}")
+            named.append((entry, f"{kind} {_short(name)}"))
+        return named
+
+    def _value(self, entry: dict[str, Any], key: str, where: str) -> Any:
+        if key not in entry:
+            raise InputError(f"{self.path}: {where}: {key} is missing")
+        return entry[key]
+
+    def _whole(self, entry: dict[str, Any], key: str, where: str) -> int:
+        value = self._value(entry, key, where)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if type(value) is not int or abs(value) >= 2**53:
+            raise InputError(
+                f"{self.path}: {where}: {key} is {_short(value)}, expected a whole number"
+            )
+        return value
+
+    def _id(self, entry: dict[str, Any], key: str, where: str) -> int | str:
+        value = self._value(entry, key, where)
+        return value if isinstance(value, str) else self._whole(entry, key, where)
+
+    def _text(self, entry: dict[str, Any], key: str, where: str) -> str:
+        value = self._value(entry, key, where)
+        if not isinstance(value, str) or not value or "\0" in value:
+            raise InputError(f"{self.path}: {where}: {key} is {_short(value)}, expected a text")
+        return value
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such annotation file") from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}, line {error.lineno}: no valid json: {error.msg}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or "not a json file in UTF-8"
+        raise InputError(f"{path}: cannot read the annotations: {reason}") from None
+    if not isinstance(content, dict):
+        raise InputError(
+            f"{path}: expected COCO annotations, an object with images, annotations and categories"
+        )
+    return content
+
+
+def _find_fault(entry: dict[str, Any], size: tuple[int, int]) -> str | None:
+    """Why an annotation cannot be used, or None.
+
+    RLE and small or outlying polygons are drawn to see whether a pixel remains; drawing all of a
+    large set would take minutes.
+    """
+    segmentation = entry.get("segmentation")
+    if segmentation is None:
+        return "no segmentation"
+    crowd = entry.get("iscrowd", 0)
+    if crowd not in (0, 1):
+        return f"iscrowd is {_short(crowd)}, expected 0 or 1"
+    try:
+        if isinstance(segmentation, list):
+            height, width = size
+            for points in _check_polygons(segmentation, size):
+                x, y = points[0::2], points[1::2]
+                doubled = x @ np.roll(y, -1) - y @ np.roll(x, -1)
+                inside = x.min() >= 0 and y.min() >= 0 and x.max() <= width and y.max() <= height
+                if abs(doubled) > 8 and inside:
+                    return None
+        if not decode(segmentation, size).area():
+            return "the mask holds no pixel of the picture"
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _choose_box(
+    entry: dict[str, Any], tight: tuple[int, int, int, int]
+) -> tuple[float, float, float, float]:
+    """The annotation's ``bbox`` as xyxy where it agrees with the mask, else the mask's box."""
+    given = entry.get("bbox")
+    if isinstance(given, list) and len(given) == 4:
+        x, y, w, h = (_number(value) for value in given)
+        if x is not None and y is not None and w is not None and h is not None and w > 0 < h:
+            box = (x, y, x + w, y + h)
+            if all(abs(a - b) <= BOX_TOLERANCE for a, b in zip(box, tight, strict=True)):
+                return box
+    x1, y1, x2, y2 = tight
+    return float(x1), float(y1), float(x2), float(y2)
+
+
+def _number(value: Any) -> float | None:
+    """A finite number, or None."""
+    if type(value) not in (int, float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
+
+
+def _first_twice(values: Sequence[Any]) -> Any:
+    seen = set()
+    for value in values:
+        if value in seen:
+            return value
+        seen.add(value)
+    return None
+
+
+def _short(value: Any) -> str:
+    """A json value for a message, cut to a readable length, on one line."""
+    text = value if isinstance(value, str) else json.dumps(value, default=repr)
+    text = " ".join(text.split())
+    return text if len(text) <= 40 else text[:37] + "..."

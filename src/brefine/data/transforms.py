@@ -1,0 +1,132 @@
+"""Geometry of a picture together with its objects."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from brefine.structures import Bitmaps, Instances
+
+
+def network_size(size: tuple[int, int], short: int, long: int) -> tuple[int, int]:
+    """The (height, width) a picture of ``size`` is resized to.
+
+    The short side becomes ``short`` unless the long side would exceed ``long``; the other side
+    follows, rounded, at least 1.
+    """
+    scale = min(short / min(size), long / max(size))
+    height, width = (max(1, round(side * scale)) for side in size)
+    return height, width
+
+
+def resize(
+    picture: Tensor, target: Instances | None, short: int, long: int
+) -> tuple[Tensor, Instances | None]:
+    """Resize a picture and its objects to ``network_size``.
+
+    Args:
+        picture: ``[3, H, W]`` uint8.
+        target: labels in the picture's frame, or None.
+        short: pixels of the short side.
+        long: largest number of pixels of the long side.
+
+    Returns:
+        Picture (antialiased bilinear) and labels. Boxes are scaled and hold the centres of all
+        pixels of their masks.
+    """
+    old = (int(picture.shape[1]), int(picture.shape[2]))
+    size = network_size(old, short, long)
+    if size == old:
+        return picture, target
+    picture = functional.interpolate(picture[None], size=size, mode="bilinear", antialias=True)[0]
+    if target is None:
+        return picture, None
+    scale = torch.tensor([size[1] / old[1], size[0] / old[0]]).repeat(2)
+    boxes = target.boxes * scale
+    masks = None
+    if target.masks is not None:
+        masks = resize_masks(target.masks, old, size)
+        tight = masks.boxes()
+        some = (tight[:, 2:] > tight[:, :2]).all(1, keepdim=True)
+        low = torch.minimum(boxes[:, :2], tight[:, :2] + 0.5)
+        high = torch.maximum(boxes[:, 2:], tight[:, 2:] - 0.5)
+        boxes = torch.where(some, torch.cat([low, high], 1), boxes)
+    return picture, Instances(size, boxes, target.labels, target.scores, masks)
+
+
+def resize_masks(masks: Bitmaps, old: tuple[int, int], new: tuple[int, int]) -> Bitmaps:
+    """Masks of a frame of size ``old`` in the same frame at size ``new``.
+
+    A pixel is set where the dense mask, resized with antialiased bilinear weights, reaches 0.5;
+    computed in each window alone. An object so thin that nothing reaches 0.5 keeps as many of
+    its best covered pixels as its area says, at least one: no object disappears.
+    """
+    windows, origins = [], []
+    for window, (x, y) in zip(masks.windows, masks.origins.tolist(), strict=True):
+        pixels = window.float()
+        top, pixels = _resize_rows(pixels, y, old[0], new[0])
+        left, pixels = _resize_rows(pixels.mT.contiguous(), x, old[1], new[1])
+        pixels = pixels.mT
+        # A straight edge may run exactly along 0.5: rounding must not make it ragged.
+        inside = pixels >= 0.5 - 1e-5
+        if not inside.any() and window.any():
+            area = float(window.sum()) * new[0] * new[1] / (old[0] * old[1])
+            best = pixels.flatten().topk(min(max(1, round(area)), pixels.numel())).indices
+            inside = torch.zeros(pixels.numel(), dtype=torch.bool).scatter_(0, best, True)
+            inside = inside.view(pixels.shape)
+        ys, xs = inside.any(1).nonzero()[:, 0], inside.any(0).nonzero()[:, 0]
+        y1, y2 = (int(ys[0]), int(ys[-1]) + 1) if len(ys) else (0, 0)
+        x1, x2 = (int(xs[0]), int(xs[-1]) + 1) if len(xs) else (0, 0)
+        windows.append(inside[y1:y2, x1:x2].to(torch.uint8).contiguous())
+        origins.append((left + x1, top + y1))
+    return Bitmaps(windows, torch.tensor(origins, dtype=torch.int64).reshape(-1, 2))
+
+
+def _resize_rows(pixels: Tensor, first: int, old: int, new: int) -> tuple[int, Tensor]:
+    """Resize rows ``first ..`` of a frame ``old`` high, the rest of which is 0, to ``new``.
+
+    Row ``i`` is an average with a triangle's weights around ``(i + 0.5) * old / new``, whose half
+    width is one row, or one row of the result if that is wider; cut at the frame's border.
+
+    Returns:
+        The first row of the result that can differ from 0, and the rows from there on.
+    """
+    scale = old / new
+    support = max(scale, 1.0)
+    last = first + len(pixels)
+    start = min(max(math.floor((first - support) / scale), 0), new)
+    stop = min(max(math.ceil((last + support) / scale), start), new)
+    centre = (torch.arange(start, stop) + 0.5) * scale
+    result = pixels.new_zeros(stop - start, pixels.shape[1])
+    if not len(pixels):
+        return start, result
+    tap = (centre - support).floor().long()
+    total = torch.zeros(stop - start)
+    for _ in range(math.ceil(2 * support) + 1):
+        weight = (1 - (tap + 0.5 - centre).abs() / support).clamp(min=0)
+        weight = torch.where((tap >= 0) & (tap < old), weight, 0)
+        total += weight
+        seen = torch.where((tap >= first) & (tap < last), weight, 0)
+        result.addcmul_(pixels[(tap - first).clamp(0, len(pixels) - 1)], seen[:, None])
+        tap += 1
+    return start, result / total[:, None]
+
+
+def flip(picture: Tensor, target: Instances | None) -> tuple[Tensor, Instances | None]:
+    """Picture ``[3, H, W]`` and labels, left and right exchanged."""
+    picture = picture.flip(-1)
+    if target is None:
+        return picture, None
+    width = target.size[1]
+    boxes = target.boxes.clone()
+    boxes[:, 0::2] = width - target.boxes[:, [2, 0]]
+    masks = target.masks
+    if masks is not None:
+        origins = masks.origins.clone()
+        widths = torch.tensor([window.shape[1] for window in masks.windows], dtype=torch.int64)
+        origins[:, 0] = width - origins[:, 0] - widths
+        masks = Bitmaps([window.flip(-1) for window in masks.windows], origins)
+    return picture, Instances(target.size, boxes, target.labels, target.scores, masks)
