@@ -72,19 +72,20 @@ class _RankSort(torch.autograd.Function):
         x, y = logits.reshape(-1), targets.reshape(-1)
         _check_finite(x, y)
         positive = (y > 0).nonzero()[:, 0]
-        above = x[positive].double()
-        low = above.amin() - delta if len(positive) else math.inf
-        negative = ((y == 0) & (x >= low)).nonzero()[:, 0]
+        iou, order = y.index_select(0, positive).double().sort()
+        positive = positive[order]
+        score = x.index_select(0, positive).double()
+        low = score.amin() - delta if len(score) else math.inf
+        negative = ((y == 0) & (x >= low)).nonzero()[:, 0]  # the others lie below every ramp
 
-        rank, sorting, sorting_grad = _sort_positives(above, y[positive].double(), delta)
-        buckets = _Buckets(x[negative].double(), above, delta)
-        false = buckets.count_above()
+        rank, sorting, sorting_grad = _sort_positives(score, iou, delta)
+        windows = _Windows(x.index_select(0, negative).double(), score, delta)
+        false = windows.count_above()
         rank += false
         ranking = false / rank
-        share = 1 / max(len(positive), 1)
-        ctx.save_for_backward(
-            positive, negative, -share * ranking, buckets.spread(share / rank), sorting_grad
-        )
+        share = 1 / max(len(score), 1)
+        down = windows.spread(share / rank)
+        ctx.save_for_backward(positive, negative, ranking * -share, down, sorting_grad * share)
         return (ranking.sum() * share).to(x.dtype), (sorting.sum() * share).to(x.dtype)
 
     @staticmethod
@@ -92,8 +93,8 @@ class _RankSort(torch.autograd.Function):
     def backward(ctx: Any, ranking: Tensor, sorting: Tensor) -> tuple[Tensor, None, None]:
         positive, negative, up, down, order = ctx.saved_tensors
         grad = up.new_zeros(ctx.shape.numel(), dtype=ctx.dtype)
-        grad[positive] = (ranking * up + sorting * order).to(ctx.dtype)
-        grad[negative] = (ranking * down).to(ctx.dtype)
+        grad.scatter_(0, positive, (ranking * up + sorting * order).to(ctx.dtype))
+        grad.scatter_(0, negative, (ranking * down).to(ctx.dtype))
         return grad.reshape(ctx.shape), None, None
 
 
@@ -101,10 +102,11 @@ def _check_finite(x: Tensor, y: Tensor) -> None:
     """Two cheap reductions for the usual case; looks closer only when one of them is suspicious."""
     if len(x) == 0:
         return
-    top = y.amax()
+    top = y.amax().item()
     if not top <= 1 + 1e-4:
-        raise InputError(f"rank_sort: a target is {top.item()}, expected an IoU of at most 1")
-    if not torch.stack(x.aminmax()).isfinite().all():
+        raise InputError(f"rank_sort: a target is {top}, expected an IoU of at most 1")
+    least, most = x.aminmax()
+    if not math.isfinite((most - least).item()):
         bad = int((~x.isfinite() & (y >= 0)).sum())
         if bad:
             raise InputError(
@@ -114,65 +116,106 @@ def _check_finite(x: Tensor, y: Tensor) -> None:
 
 
 def _sort_positives(x: Tensor, y: Tensor, delta: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Rank of each positive among the positives, its sorting error, and the sorting gradient."""
-    rank, error, grad = torch.zeros_like(x), torch.zeros_like(x), torch.zeros_like(x)
-    loss = 1 - y
-    rows = max(1, 2**17 // max(len(x), 1))  # 1 MB of float64 a chunk of pairs
-    for start in range(0, len(x), rows):
-        part = slice(start, start + rows)
-        step = x - x[part, None]
-        step = (step / (2 * delta) + 0.5).clamp(0, 1) if delta > 0 else (step >= 0).double()
-        wrong = step * (y < y[part, None])
-        count, total = step.sum(1), step @ loss
-        wrong_count, wrong_total = wrong.sum(1), wrong @ loss
-        rank[part] = count
-        error[part] = total / count - (total - wrong_total) / (count - wrong_count)
-        grad += torch.where(wrong_count > 1e-10, error[part] / wrong_count, 0) @ wrong
-        error[part] *= wrong_count > 0
-        grad[part] -= error[part] * (wrong_count > 1e-10)
-    return rank, error, grad / max(len(x), 1)
+    """Rank of each positive among the positives, its sorting error, and |P| times its gradient.
+
+    ``y`` ascends, so that who is wrongly above i stands in front of i.
+    """
+    count = len(x)
+    weights = torch.stack([torch.ones_like(y), 1 - y], 1)
+    rank, error, grad = torch.empty_like(x), torch.empty_like(x), torch.zeros_like(x)
+    rows = max(1, 2**16 // max(count, 1))  # 512 kB of pairs at a time stay in the cache
+    for start in range(0, count, rows):
+        end = min(start + rows, count)
+        # H of every positive (columns) against those of this part (rows), times 2 delta
+        step = x - x[start:end, None]
+        step = step.clamp_(-delta, delta).add_(delta) if delta > 0 else (step >= 0).double()
+        all_above = step @ weights
+        wrong = step[:, :end]
+        equal = int(torch.searchsorted(y, y[start]))  # in front of it every IoU is smaller
+        wrong[:, equal:] *= y[equal:end] < y[start:end, None]
+        wrongly_above = wrong @ weights[:end]
+        number, total = all_above.unbind(1)
+        right_number, right_total = (all_above - wrongly_above).unbind(1)
+        wrong_number = wrongly_above[:, 0]
+        current = torch.where(wrong_number > 0, total / number - right_total / right_number, 0)
+        rank[start:end], error[start:end] = number, current
+        grad[:end] += torch.where(wrong_number > 0, current / wrong_number, 0) @ wrong
+        grad[start:end] -= current
+    if delta > 0:
+        rank /= 2 * delta
+    return rank, error, grad
 
 
-class _Buckets:
-    """The negatives, counted between the 2P ends of the positives' ramps.
+class _Windows:
+    r"""The negatives among the ends of the positives' windows :math:`[x_i - \delta, x_i + \delta]`.
 
-    A sum of ramps over the negatives is a difference of sums over buckets; a sum of ramps over
-    the positives is linear in x inside each bucket.
+    H is the share of the window of i that lies below x_j. So the sum of H over the negatives is
+    the mean, over the window, of how many negatives lie above; and between two ends of windows
+    (a bucket) both this integral and a sum of H over the positives are linear in x.
     """
 
     def __init__(self, x: Tensor, positives: Tensor, delta: float) -> None:
-        self.slope = 1 / (2 * delta) if delta > 0 else 0.0
-        centre = positives.mean() if len(positives) else 0.0
-        self.x = x - centre
-        self.low = positives - centre - delta
-        knots, self.order = torch.cat([self.low, positives - centre + delta]).sort()
-        self.index = torch.bucketize(self.x, knots, right=True)
+        count = len(positives)
+        # stable: a window without width (delta 0) starts before it ends
+        self.ends, self.order = torch.cat([positives - delta, positives + delta]).sort(stable=True)
+        self.first, self.last = self.order.argsort().tensor_split(2)
+        self.width = self.ends[self.last] - self.ends[self.first]
+        # bucket b lies between end b - 1 and end b; gap is 0 where no window is open
+        self.open = torch.where(self.order < count, 1, -1).cumsum(0)[:-1] > 0
+        self.gap = self.ends.diff() * self.open
+        self.bucket = _bucketize(x, self.ends)
+        below = torch.cat([self.ends[:1], self.ends])
+        self.excess = x - below.index_select(0, self.bucket)
 
     def count_above(self) -> Tensor:
-        """For each positive: the sum over the negatives of their ramps."""
-        size = len(self.order) + 1
-
-        def above(weights: Tensor | None) -> tuple[Tensor, Tensor]:
-            sums = torch.bincount(self.index, weights, minlength=size).double()
-            ends = torch.empty_like(sums[1:])
-            ends[self.order] = sums.flip(0).cumsum(0).flip(0)[1:]
-            return ends[: size // 2], ends[size // 2 :]
-
-        (count_low, count_high), (sum_low, sum_high) = above(None), above(self.x)
-        inside = (sum_low - sum_high) - (count_low - count_high) * self.low
-        return count_high + (inside * self.slope).clamp(min=0)
+        """For each positive: the sum of H over the negatives."""
+        size = len(self.ends) + 1
+        number = torch.bincount(self.bucket, minlength=size).double()
+        excess = torch.bincount(self.bucket, self.excess, minlength=size)
+        above = _sum_from_the_top(number)[1:]
+        area = above[1:] * self.gap + excess[1:-1] * self.open
+        # summed from the top, so that few negatives high up are not lost among many below
+        area = _sum_from_the_top(F.pad(area, (0, 1)))
+        integral = area[self.first] - area[self.last]
+        return torch.where(self.width > 0, integral / self.width, above[self.first])
 
     def spread(self, weights: Tensor) -> Tensor:
-        """For each negative: the sum over the positives of weight * ramp."""
-        rise = weights * self.slope
-        shift = -rise * self.low
+        """For each negative: the sum over the positives of weight * H."""
+        rise = torch.where(self.width > 0, weights / self.width, 0)
+        jump = torch.where(self.width > 0, 0, weights)
+        slope = torch.cat([rise, -rise])[self.order].cumsum(0)[:-1] * self.open
+        level = torch.cat([jump, torch.zeros_like(jump)])[self.order]
+        level[1:] += slope * self.gap
+        level = F.pad(level.cumsum(0), (1, 0)).index_select(0, self.bucket)
+        slope = F.pad(slope, (1, 1)).index_select(0, self.bucket)
+        return level.addcmul_(slope, self.excess)
 
-        def line(jumps: Tensor) -> Tensor:
-            return torch.cat([jumps.new_zeros(1), jumps[self.order].cumsum(0)])[self.index]
 
-        return (
-            line(torch.cat([shift, weights - shift])) + line(torch.cat([rise, -rise])) * self.x
-        ).clamp(min=0)
+def _sum_from_the_top(values: Tensor) -> Tensor:
+    return values.flip(0).cumsum(0).flip(0)
+
+
+def _bucketize(x: Tensor, ends: Tensor) -> Tensor:
+    """``torch.bucketize(x, ends, right=True)``, about 5 times as fast for many x.
+
+    A uniform grid is laid over the ends. Finding the cell of a number is monotonic, rounding
+    included, so only what shares its cell with an end has to be searched.
+    """
+    cells = 64 * len(ends)
+    first, last = (ends[0].item(), ends[-1].item()) if len(x) > 10_000 else (0.0, 0.0)
+    if not 0 < last - first < math.inf:
+        return torch.bucketize(x, ends, right=True)
+    scale = cells / (last - first)
+
+    def cell(values: Tensor) -> Tensor:
+        return ((values - first) * scale).clamp_(0, cells + 1).int()
+
+    ends_inside = torch.bincount(cell(ends), minlength=cells + 2)
+    table = torch.where(ends_inside > 0, -1, ends_inside.cumsum(0))
+    index = table.index_select(0, cell(x))
+    search = (index < 0).nonzero()[:, 0]
+    found = torch.bucketize(x.index_select(0, search), ends, right=True)
+    return index.scatter_(0, search, found)
 
 
 def _check_masks(logits: Tensor, masks: Tensor) -> None:

@@ -1,0 +1,287 @@
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from rank_sort_loop import Result, rank_sort_loop
+from torch import Tensor
+from torch.autograd import gradcheck
+from torchvision.ops import generalized_box_iou, generalized_box_iou_loss
+
+from brefine import losses
+from brefine.losses import rank_sort
+from brefine.structures import InputError
+
+GOLDEN = Path(__file__).parent / "golden" / "rank_sort.npz"
+CASES = sorted({key.split("/")[0] for key in np.load(GOLDEN).files} - {"commit"})
+
+
+def run(logits: Tensor, targets: Tensor, delta: float = 0.5) -> Result:
+    """Values, and the gradient of each of the two losses on its own."""
+    x = logits.detach().clone().requires_grad_()
+    ranking, sorting = rank_sort(x, targets, delta=delta)
+    (ranking_grad,) = torch.autograd.grad(ranking, x, retain_graph=True)
+    (sorting_grad,) = torch.autograd.grad(sorting, x)
+    return Result(ranking.detach(), sorting.detach(), ranking_grad, sorting_grad)
+
+
+def assert_same(ours: Result, loop: Result, atol: float = 1e-10) -> None:
+    for name, a, b in zip(Result._fields, ours, loop, strict=True):
+        torch.testing.assert_close(
+            a.double(), b.double(), rtol=0, atol=atol, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def draw(positives: int, negatives: int, seed: int = 0, dtype: torch.dtype = torch.float64):
+    rng = torch.Generator().manual_seed(seed)
+    x = torch.randn(positives + negatives, generator=rng, dtype=torch.float64)
+    y = torch.zeros(positives + negatives, dtype=torch.float64)
+    y[:positives] = 0.4 + 0.6 * torch.rand(positives, generator=rng, dtype=torch.float64)
+    mixed = torch.randperm(len(x), generator=rng)
+    return x[mixed].to(dtype), y[mixed].to(dtype)
+
+
+# Rank & Sort: the authors' own figures
+
+
+@pytest.mark.parametrize(
+    ("dtype", "atol"), [(torch.float64, 1e-10), (torch.float32, 1e-6)], ids=["float64", "float32"]
+)
+@pytest.mark.parametrize("case", CASES)
+def test_equals_the_authors_code(case, dtype, atol):
+    golden = np.load(GOLDEN)
+    x = torch.tensor(golden[f"{case}/logits"], dtype=dtype, requires_grad=True)
+    y = torch.tensor(golden[f"{case}/targets"], dtype=dtype)
+    ranking, sorting = rank_sort(x, y, delta=float(golden[f"{case}/delta"]))
+    (ranking + sorting).backward()
+    assert ranking.dtype == sorting.dtype == x.grad.dtype == dtype
+    assert ranking.item() == pytest.approx(float(golden[f"{case}/ranking"]), rel=0, abs=atol)
+    assert sorting.item() == pytest.approx(float(golden[f"{case}/sorting"]), rel=0, abs=atol)
+    expected = torch.tensor(golden[f"{case}/grad"])
+    torch.testing.assert_close(x.grad.double(), expected, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_loop_of_these_tests_equals_the_authors_code(case):
+    golden = np.load(GOLDEN)
+    x, y = (torch.tensor(golden[f"{case}/{name}"]).double() for name in ("logits", "targets"))
+    loop = rank_sort_loop(x, y, float(golden[f"{case}/delta"]))
+    grad = loop.ranking_grad + loop.sorting_grad
+    assert loop.ranking.item() == pytest.approx(float(golden[f"{case}/ranking"]), rel=0, abs=1e-12)
+    assert loop.sorting.item() == pytest.approx(float(golden[f"{case}/sorting"]), rel=0, abs=1e-12)
+    torch.testing.assert_close(grad, torch.tensor(golden[f"{case}/grad"]), rtol=0, atol=1e-12)
+
+
+# Rank & Sort: against the plain loop
+
+DELTAS = (0.0, 1e-3, 0.01, 0.1, 0.5, 1.0, 30.0)
+# Eighths collide with each other and with the ends of ramps of width 0.5 and 1.
+SCORES = st.one_of(
+    st.integers(-24, 24).map(lambda k: k / 8),
+    st.floats(-6, 6, width=32),
+    st.sampled_from([-1000.0, 1000.0, -999.5, 999.75, 0.0]),
+)
+TARGETS = st.one_of(
+    st.just(0.0),
+    st.sampled_from([0.25, 0.5, 0.75, 1.0]),
+    st.floats(1e-6, 1.0),
+    st.just(-1.0),
+)
+
+
+@settings(deadline=None, max_examples=400)
+@given(
+    samples=st.lists(st.tuples(SCORES, TARGETS), min_size=0, max_size=40),
+    delta=st.sampled_from(DELTAS),
+)
+@example(samples=[], delta=0.5)
+@example(samples=[(1.0, -1.0)], delta=0.5)
+@example(samples=[(1.0, 0.5)], delta=0.5)
+@example(samples=[(0.0, 0.5), (-0.5, 0.0), (0.5, 0.0), (0.0, 0.0)], delta=0.5)
+@example(samples=[(0.0, 0.5), (0.0, 0.0)], delta=0.0)
+@example(samples=[(1000.0, 0.5), (-1000.0, 0.7), (1000.0, 0.0), (-1000.5, 0.0)], delta=0.5)
+def test_equals_the_loop_on_anything(samples, delta):
+    x = torch.tensor([score for score, _ in samples], dtype=torch.float64)
+    y = torch.tensor([target for _, target in samples], dtype=torch.float64)
+    assert_same(run(x, y, delta), rank_sort_loop(x, y, delta))
+
+
+@pytest.mark.parametrize("delta", DELTAS)
+@pytest.mark.parametrize("spread", [0.0, 0.01, 1.0, 1000.0])
+def test_equals_the_loop_on_many_samples(spread, delta):
+    x, y = draw(60, 20_000)
+    y[::7] = -1
+    x = x * spread
+    assert_same(run(x, y, delta), rank_sort_loop(x, y, delta))
+
+
+@pytest.mark.parametrize("delta", [0.0, 0.5])
+def test_few_negatives_far_above_many_below(delta):
+    # a sum over 50,000 scores around -1000 must not blur the single ones around +1000
+    rng = torch.Generator().manual_seed(0)
+    x = torch.cat([torch.randn(50_000, generator=rng), torch.randn(20, generator=rng)]).double()
+    x[:50_000] -= 1000
+    x[50_000:] += 1000
+    y = torch.zeros_like(x)
+    y[:10], y[50_000:50_010] = 0.5, 0.9
+    assert_same(run(x, y, delta), rank_sort_loop(x, y, delta), atol=1e-11)
+
+
+@pytest.mark.parametrize("positives", [1, 2, 400])
+@pytest.mark.parametrize("negatives", [0, 1, 300])
+def test_equals_the_loop_at_the_edges(positives, negatives):
+    x, y = draw(positives, negatives)
+    assert_same(run(x, y), rank_sort_loop(x, y))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_every_type_is_exact_inside(dtype):
+    x, y = draw(40, 3000, dtype=dtype)
+    y[(y > 0) & (y < 0.5)] = 0.5
+    ours, loop = run(x, y), rank_sort_loop(x.double(), y.double())
+    assert all(value.dtype == dtype for value in ours)
+    for a, b in zip(ours, loop, strict=True):  # rounded once, at the end
+        torch.testing.assert_close(a, b.to(dtype), rtol=torch.finfo(dtype).eps, atol=1e-12)
+
+
+def test_half_precision_counts_past_its_range():
+    x, y = draw(10, 200_000, dtype=torch.float16)  # more negatives than float16 can count
+    ranking, sorting = rank_sort(x.requires_grad_(), y)
+    (ranking + sorting).backward()
+    assert ranking.isfinite()
+    assert 0.99 < ranking <= 1
+    assert x.grad.isfinite().all()
+
+
+def test_extreme_but_finite_logits():
+    for dtype in (torch.float32, torch.float64):
+        top = torch.finfo(dtype).max
+        x = torch.tensor([top, -top, 0.0, 1e17, 1e17, top], dtype=dtype)
+        y = torch.tensor([0.5, 0.6, 0.7, 0.8, 0, 0], dtype=dtype)
+        for value in run(x, y):
+            assert value.isfinite().all()
+
+
+def test_two_dimensional_and_non_contiguous_input():
+    x, y = draw(50, 950)
+    flat = run(x, y)
+    grid = run(x.reshape(20, 50), y.reshape(20, 50))
+    assert grid.ranking_grad.shape == (20, 50)
+    assert_same(Result(*(value.reshape(value.numel()).squeeze() for value in grid)), flat, 0)
+    turned, labels = x.reshape(20, 50).T, y.reshape(20, 50).T  # another order in memory
+    assert not turned.is_contiguous()
+    x_leaf = turned.requires_grad_()
+    ranking, sorting = rank_sort(x_leaf, labels)
+    (grad,) = torch.autograd.grad(ranking + sorting, x_leaf)
+    torch.testing.assert_close(grad.T.reshape(-1), flat.ranking_grad + flat.sorting_grad)
+    every = torch.zeros(2000, dtype=torch.float64)
+    every[::2] = x
+    assert_same(run(every[::2], y), flat, 0)
+
+
+def test_gradients_flow_separately():
+    x, y = draw(30, 500)
+    one = run(x, y)
+    leaf = x.clone().requires_grad_()
+    ranking, sorting = rank_sort(leaf, y)
+    (2 * ranking + 3 * sorting).backward()
+    torch.testing.assert_close(leaf.grad, 2 * one.ranking_grad + 3 * one.sorting_grad)
+    assert one.ranking_grad.abs().max() > 1e-3
+    assert one.sorting_grad.abs().max() > 1e-4
+    for grad in (one.ranking_grad, one.sorting_grad):  # what is pushed up is pushed down
+        assert grad.sum().abs() < 1e-12
+    assert (one.sorting_grad[y == 0] == 0).all()
+
+
+def test_permuting_samples_permutes_gradients():
+    x, y = draw(30, 500)
+    x = (x * 4).round() / 4
+    shuffle = torch.randperm(len(x), generator=torch.Generator().manual_seed(1))
+    before, after = run(x, y), run(x[shuffle], y[shuffle])
+    assert_same(
+        after,
+        before._replace(
+            ranking_grad=before.ranking_grad[shuffle], sorting_grad=before.sorting_grad[shuffle]
+        ),
+        atol=1e-14,
+    )
+
+
+def test_without_positives_everything_is_zero():
+    for y in (torch.zeros(5), torch.full((5,), -1.0), torch.tensor([0.0, -1, 0, -1, 0])):
+        result = run(torch.randn(5), y)
+        assert all((value == 0).all() for value in result)
+    assert all(value.numel() in (0, 1) for value in run(torch.zeros(0), torch.zeros(0)))
+
+
+def test_perfect_order_costs_nothing():
+    y = torch.tensor([0.9, 0.7, 0.5, 0, 0, 0])
+    result = run(torch.tensor([8.0, 6, 4, -2, -2, -9]), y)
+    assert all((value == 0).all() for value in result)
+
+
+def test_ignored_samples_change_nothing():
+    x, y = draw(20, 100)
+    plain = run(x, y)
+    for odd in (0.0, 99.0, math.nan, math.inf):
+        result = run(torch.cat([x, x.new_tensor([odd])]), torch.cat([y, y.new_tensor([-1])]))
+        assert result.ranking == plain.ranking
+        assert result.sorting == plain.sorting
+        torch.testing.assert_close(result.ranking_grad[:-1], plain.ranking_grad)
+        assert result.ranking_grad[-1] == result.sorting_grad[-1] == 0
+
+
+def test_autocast_does_not_touch_the_inside():
+    x, y = draw(50, 2000, dtype=torch.float32)
+    plain = run(x, y)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_same(run(x, y), plain, 0)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("target", [0.5, 0.0])
+def test_non_finite_logits_are_an_error(value, target):
+    x, y = torch.tensor([0.0, value, 1.0]), torch.tensor([0.5, target, 0.0])
+    with pytest.raises(InputError, match="1 of 3 logits are NaN or infinite"):
+        rank_sort(x, y)
+
+
+def test_wrong_arguments_are_an_error():
+    with pytest.raises(InputError, match=r"logits are \(3,\) and targets \(4,\)"):
+        rank_sort(torch.zeros(3), torch.zeros(4))
+    for delta in (-0.1, math.nan, math.inf):
+        with pytest.raises(InputError, match="delta is"):
+            rank_sort(torch.zeros(3), torch.zeros(3), delta=delta)
+    for target in (1.5, math.nan):
+        with pytest.raises(InputError, match="a target is"):
+            rank_sort(torch.zeros(2), torch.tensor([0.5, target]))
+
+
+MEMORY = """
+import resource, torch
+from brefine.losses import rank_sort
+torch.set_num_threads(1)
+def step(positives, negatives):
+    x = torch.randn(positives + negatives, requires_grad=True)
+    y = torch.zeros(positives + negatives)
+    y[:positives] = torch.rand(positives) * 0.5 + 0.5
+    ranking, sorting = rank_sort(x, y)
+    (ranking + sorting).backward()
+step(500, 500)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+step(10_000, 10_000)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss counts kilobytes on Linux")
+def test_memory_stays_bounded_with_many_positives():
+    # 10,000 x 10,000 float64 are 800 MB; bools alone would be 100
+    run = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    assert int(run.stdout) < 40_000
