@@ -250,8 +250,10 @@ class Recipe(Section):
 def describe(error: ValidationError) -> str:
     """What pydantic found, on one line: ``path.of.key: what is wrong; ...``."""
     faults = []
-    for fault in error.errors(include_url=False, include_context=False, include_input=False):
+    for fault in error.errors(include_url=False, include_context=False):
         message = fault["msg"].removeprefix("Value error, ")
+        if fault["type"] == "literal_error":  # the one message that leaves out what it got
+            message += f", not {fault['input']!r}"
         path = ".".join(str(key) for key in fault["loc"])
         faults.append(" ".join(f"{path}: {message}".split()))
     return "; ".join(faults)

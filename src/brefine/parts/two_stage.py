@@ -232,7 +232,6 @@ class TwoStage(nn.Module):
                     side,
                     target.size,
                     aligned=self.convention.aligned,
-                    sampling_ratio=self.convention.sampling_ratio,
                     soft=self.convention.soft_masks,
                 )
         return truth

@@ -1,0 +1,345 @@
+"""Training with Lightning's Trainer: the only file that imports Lightning.
+
+A run folder holds everything about a run: ``recipe.yaml`` as actually used, ``versions.json``,
+``categories.json``, ``metrics.csv`` (losses, rates and gradient norms by step),
+``evaluation.json``, the model folders ``last/`` and ``best/``, and ``checkpoint.ckpt`` to resume
+from.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import platform
+import time
+import warnings
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor, nn
+
+from brefine import weights
+from brefine.data.coco import CocoSet
+from brefine.data.loader import train_loader
+from brefine.evaluate import Report, evaluate
+from brefine.files import replacing
+from brefine.methods import create
+from brefine.predict import Predictor
+from brefine.progress import Progress, console
+from brefine.recipe import Recipe, TrainRecipe
+from brefine.structures import Images, InputError, Instances
+
+LOG_EVERY = 10  # steps between two rows of metrics.csv
+BEST = "mask/AP"  # what decides which model is kept as best/
+
+
+def train(recipe: Recipe, out: Path | str, *, resume: bool = False) -> Path:
+    """Train a model as a recipe says, evaluating on the way.
+
+    Args:
+        recipe: what to do; ``data.train`` is needed, ``data.val`` may be None.
+        out: the run folder; must be new or empty.
+        resume: go on from ``out/checkpoint.ckpt`` instead.
+
+    Returns:
+        The model folder to use: ``out/best``, or ``out/last`` without validation data.
+
+    Raises:
+        InputError: the data cannot be used, the run folder is in use, nothing to resume from, or
+            a loss stopped being finite.
+    """
+    out = Path(out)
+    checkpoint = out / "checkpoint.ckpt"
+    if resume and not checkpoint.is_file():
+        raise InputError(f"{checkpoint}: no checkpoint to resume from")
+    if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out}: there is something already: choose another folder, or resume")
+    if recipe.data.train is None:
+        raise InputError("data.train: name the COCO json to learn from")
+    seed, batch_size = recipe.train.seed, recipe.train.batch_size
+    L.seed_everything(seed, verbose=False)
+    dataset = CocoSet(recipe.data.train, recipe.data.images)
+    validation = CocoSet(recipe.data.val, recipe.data.images) if recipe.data.val else None
+    loader = train_loader(dataset, recipe.data, batch_size=batch_size, seed=seed)
+    if validation and validation.categories != dataset.categories:
+        raise InputError(
+            f"{recipe.data.val}: its categories differ from those of {recipe.data.train}: "
+            "ids and names must agree, in the same order"
+        )
+    model = create(recipe.model.method, len(dataset.categories), **recipe.model.options)
+    assert isinstance(model, nn.Module)
+    reused = weights.start(model, recipe.model.weights, categories=dataset.categories)
+
+    devices = max(1, torch.cuda.device_count())
+    epoch = max(1, len(loader) // devices)  # steps
+    steps = recipe.train.steps or math.ceil((recipe.train.epochs or 0) * epoch)
+    learner = Learner(model, recipe.train, steps=steps, epoch=epoch, devices=devices)
+    _describe(out, recipe, dataset, len(loader), learner.lr, steps, reused)
+    evaluation = Evaluation(recipe, dataset, validation, out, epoch)
+    with warnings.catch_warnings():
+        # Hints for people who write Lightning code, not for those who run a recipe.
+        warnings.filterwarnings("ignore", module="lightning")
+        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+        trainer = L.Trainer(
+            accelerator="auto",
+            devices=devices,
+            precision=recipe.train.precision,
+            max_steps=steps,
+            max_epochs=-1,
+            gradient_clip_val=recipe.train.clip_norm,
+            logger=CSVLogger(out, name="", version="", flush_logs_every_n_steps=LOG_EVERY),
+            log_every_n_steps=LOG_EVERY,
+            callbacks=[
+                Bar(steps),
+                evaluation,
+                ModelCheckpoint(
+                    out,
+                    filename="checkpoint",
+                    every_n_train_steps=min(epoch, 1000),
+                    enable_version_counter=False,
+                ),
+            ],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+        trainer.fit(learner, loader, ckpt_path=checkpoint if resume else None, weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    evaluation.finish(model)
+    return out / ("best" if validation else "last")
+
+
+class Learner(L.LightningModule):
+    """A model with its optimiser and schedule.
+
+    Args:
+        model: any Segmenter.
+        recipe: optimiser, rates and schedule.
+        steps: of the whole training.
+        epoch: steps of one pass over the data.
+        devices: that share a batch.
+    """
+
+    def __init__(
+        self, model: nn.Module, recipe: TrainRecipe, *, steps: int, epoch: int, devices: int
+    ) -> None:
+        super().__init__()
+        self.model, self.recipe, self.steps = model, recipe, steps
+        unit = 1 if recipe.steps else epoch
+        self.milestones = [milestone * unit for milestone in recipe.milestones]
+        scale = devices * recipe.batch_size / (recipe.lr_reference_batch or 1)
+        self.lr = recipe.lr * (scale if recipe.lr_reference_batch else 1)
+
+    def training_step(self, batch: tuple[Images, Sequence[Instances]], index: int) -> Tensor:
+        """Sum of the named losses; those that start with ``raw_`` are only logged."""
+        named: dict[str, Tensor] = self.model.loss(*batch)  # type: ignore[operator]
+        total = torch.stack([v.float() for k, v in named.items() if not k.startswith("raw_")]).sum()
+        if not total.isfinite():
+            faults = ", ".join(f"{name} {value:.3g}" for name, value in named.items())
+            raise InputError(
+                f"step {self.global_step}: the loss is no longer finite ({faults}): "
+                "lower train.lr, lengthen train.warmup_steps or set train.clip_norm"
+            )
+        if self.global_step % LOG_EVERY == 0:
+            lr = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
+            self.log_dict({"loss": total.detach(), "lr": lr, **named}, batch_size=len(batch[0]))
+        return total
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log the gradient norm of every part: starved or exploding heads show here first."""
+        if self.global_step % LOG_EVERY:
+            return
+        for name, part in self.model.named_children():
+            grads = [p.grad.norm() for p in part.parameters() if p.grad is not None]
+            if grads:
+                self.log(f"grad_{name}", torch.stack(grads).norm())
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """SGD or AdamW; biases and norms do not decay."""
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in parameters if p.ndim > 1]},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        options: dict[str, Any] = {"lr": self.lr, "weight_decay": self.recipe.weight_decay}
+        optimizer: torch.optim.Optimizer
+        if self.recipe.optimizer == "sgd":
+            optimizer = torch.optim.SGD(groups, momentum=self.recipe.momentum, **options)
+        else:
+            optimizer = torch.optim.AdamW(groups, **options)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def rate(self, step: int) -> float:
+        """Share of the peak learning rate at a step (0-based)."""
+        rise = min(1.0, (step + 1) / max(1, self.recipe.warmup_steps))
+        if self.recipe.schedule == "cosine":
+            return rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.steps)))
+        passed = sum(step >= milestone for milestone in self.milestones)
+        return float(rise * self.recipe.gamma**passed)
+
+    def transfer_batch_to_device(
+        self, batch: tuple[Images, Sequence[Instances]], device: torch.device, index: int
+    ) -> tuple[Images, list[Instances]]:
+        """Lightning moves tensors only; these are our own structures."""
+        images, targets = batch
+        return images.to(device), [target.to(device) for target in targets]
+
+
+class Bar(L.Callback):
+    """Progress over all steps: loss, share of the time spent waiting for data, ETA."""
+
+    def __init__(self, steps: int) -> None:
+        self.progress = Progress("train", steps)
+        self.waited = self.ended = self.began = 0.0
+        self.loss: float | None = None
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Show the bar; a resumed run starts where it stopped."""
+        self.progress.__enter__()
+        self.progress.done = trainer.global_step
+        self.began = self.ended = time.monotonic()
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Count how long this batch was waited for."""
+        self.waited += time.monotonic() - self.ended
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: Any
+    ) -> None:
+        """One more step."""
+        loss = float(outputs["loss"])
+        self.loss = loss if self.loss is None else 0.9 * self.loss + 0.1 * loss
+        self.ended = time.monotonic()
+        share = self.waited / max(1e-9, self.ended - self.began)
+        self.progress.advance(figures=f"loss {self.loss:.3f}  data {share:.0%}")
+
+    def on_train_end(self, *_: Any) -> None:
+        """Close the bar."""
+        self.progress.__exit__(None, None, None)
+
+    def on_exception(self, *_: Any) -> None:
+        """Close the bar, so that the message stands below it."""
+        self.progress.__exit__(None, None, None)
+
+
+class Evaluation(L.Callback):
+    """Evaluates every so often, keeps the best model and, at the end, the last."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        dataset: CocoSet,
+        validation: CocoSet | None,
+        out: Path,
+        epoch: int,
+    ) -> None:
+        self.recipe, self.dataset, self.validation, self.out = recipe, dataset, validation, out
+        every = recipe.train.validate_every
+        self.every = max(1, round(every * epoch)) if every and validation else None
+        self.best = -math.inf
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """What a resumed run needs."""
+        self.best = state["best"]
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+        """Evaluate when it is time; the end of training has an evaluation of its own."""
+        step = trainer.global_step
+        if self.every and step % self.every == 0 and step < trainer.max_steps:
+            if trainer.is_global_zero:
+                self.run(module.model, f"step {step}")  # type: ignore[arg-type]
+            trainer.strategy.barrier()
+
+    def finish(self, model: nn.Module) -> None:
+        """The last evaluation, with mask quality given ground-truth boxes, and ``last/``."""
+        report = self.run(model, "end", given_boxes=True)
+        thresholds, scores = (report.thresholds, report.values) if report else (None, None)
+        self.save("last", model, thresholds, scores)
+        if report:
+            with replacing(self.out / "evaluation.json") as aside:
+                aside.write_text(json.dumps(report.values, indent=1), encoding="utf-8")
+
+    def run(self, model: nn.Module, when: str, *, given_boxes: bool = False) -> Report | None:
+        """Evaluate, say the main figures, and keep the model if it is the best so far."""
+        if self.validation is None:
+            return None
+        data = self.recipe.data
+        predictor = Predictor(
+            model,
+            self.dataset.categories,
+            short_side=data.short_side[-1],
+            long_side=data.long_side,
+        )
+        report = evaluate(predictor, self.validation, given_boxes=given_boxes)
+        model.train()
+        named = {"mask AP": "mask/AP", "boundary AP": "boundary/AP", "box AP": "box/AP"}
+        figures = (f"{title} {100 * report.values[key]:.1f}" for title, key in named.items())
+        console.print(f"{when}: {', '.join(figures)}")
+        if not report.values[BEST] <= self.best:
+            self.best = report.values[BEST]
+            self.save("best", model, report.thresholds, report.values)
+        return report
+
+    def save(
+        self,
+        name: str,
+        model: nn.Module,
+        thresholds: list[float] | None,
+        scores: dict[str, float] | None,
+    ) -> None:
+        """Write a model folder inside the run folder."""
+        weights.save(
+            self.out / name,
+            model,
+            self.recipe,
+            self.dataset.categories,
+            thresholds=thresholds,
+            scores=scores,
+        )
+
+
+def _describe(
+    out: Path,
+    recipe: Recipe,
+    dataset: CocoSet,
+    batches: int,
+    lr: float,
+    steps: int,
+    reused: str,
+) -> None:
+    """Say what is about to happen, and write down what it depends on."""
+    out.mkdir(parents=True, exist_ok=True)
+    recipe.save(out / "recipe.yaml")
+    names = ("brefine", "torch", "torchvision", "timm", "lightning", "numpy")
+    facts: dict[str, Any] = {name: version(name) for name in names}
+    facts.update(python=platform.python_version(), platform=platform.platform())
+    facts.update(seed=recipe.train.seed, steps=steps, lr=lr)
+    table = [category._asdict() for category in dataset.categories]
+    for name, value in (("versions.json", facts), ("categories.json", table)):
+        with replacing(out / name) as aside:
+            aside.write_text(json.dumps(value, indent=1), encoding="utf-8")
+    rate = f"lr {lr:g}"
+    if lr != recipe.train.lr:
+        rate += f" (scaled from {recipe.train.lr:g} at {recipe.train.lr_reference_batch} pictures)"
+    console.print(
+        f"{recipe.model.method}: {len(dataset)} pictures, {len(dataset.categories)} classes, "
+        f"{steps} steps of {recipe.train.batch_size}, {rate}; run folder {out}",
+        soft_wrap=True,
+    )
+    console.print(f"weights: {reused}", soft_wrap=True, markup=False)

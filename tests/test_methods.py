@@ -1,0 +1,222 @@
+"""The contract of every method, over all of METHODS and the switches that change the flow."""
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from brefine.methods import METHODS, create
+from brefine.parts.masks import paste
+from brefine.structures import Bitmaps, Images, InputError, Instances, Segmenter
+
+# A GroupNorm trunk of 80,000 parameters trains from scratch, on one picture, in seconds.
+SMALL = {
+    "backbone": "test_efficientnet_gn.r160_in1k",
+    "channels": 32,
+    "detector": {
+        "frozen_stages": 0,
+        "fpn_norm": "group",
+        "box_hidden": 64,
+        "candidates": (200, 200),
+        "proposals": (100, 100),
+        "mask_rois": 32,
+    },
+}
+CASES = [
+    ("mask_rcnn", {}),
+    ("mask_rcnn", {"ranking": True, "mask_loss": "bce+dice"}),
+    ("mask_rcnn", {"input_size": 28, "output_size": 28, "levels": "p2", "mask_loss": "dice"}),
+    ("brefine", {}),
+    ("brefine", {"ranking": False, "mask_loss": "bce", "stages": 2, "context": False}),
+    ("brefine", {"stages": 1, "dilations": (1, 2), "residual": False, "norm": "group"}),
+]
+NAMES = [f"{name}-{'-'.join(map(str, options.values())) or 'default'}" for name, options in CASES]
+
+
+def build(name: str, classes: int = 3, **options: object) -> nn.Module:
+    """A small model of a method, with the same weights every time."""
+    torch.manual_seed(0)
+    model = create(name, classes, **{**SMALL, **options})
+    assert isinstance(model, nn.Module)
+    return model
+
+
+def scene(count: int, seed: int = 0, size: tuple[int, int] = (96, 120)) -> Instances:
+    """Ellipses of many sizes, of three classes."""
+    random = torch.Generator().manual_seed(seed)
+    height, width = size
+    centre = torch.rand(count, 2, generator=random) * torch.tensor([width, height])
+    radius = 4 + torch.rand(count, 2, generator=random) ** 2 * 30
+    ys, xs = torch.arange(height) + 0.5, torch.arange(width) + 0.5
+    masks = ((xs - centre[:, :1, None]) / radius[:, :1, None]) ** 2 + (
+        (ys[:, None] - centre[:, 1:, None]) / radius[:, 1:, None]
+    ) ** 2 < 1
+    bitmaps = Bitmaps.of(masks)
+    labels = torch.randint(3, (count,), generator=random)
+    return Instances(size, bitmaps.boxes(), labels, masks=bitmaps)
+
+
+def picture(target: Instances) -> torch.Tensor:
+    """The scene as a picture: each class in a colour of its own on noise."""
+    pixels = torch.randint(0, 60, (3, *target.size), generator=torch.Generator().manual_seed(1))
+    for mask, label in zip(target.masks.dense(target.size), target.labels, strict=True):
+        pixels[label, mask.bool()] = 230
+    return pixels.to(torch.uint8)
+
+
+def batch(*targets: Instances) -> tuple[Images, list[Instances]]:
+    return Images.stack([picture(target) for target in targets]), list(targets)
+
+
+@pytest.mark.parametrize(("name", "options"), CASES, ids=NAMES)
+class TestContract:
+    @pytest.mark.parametrize("counts", [(0,), (1,), (300,), (0, 1, 300), (0, 0)])
+    def test_losses_and_gradients_are_finite(self, name, options, counts):
+        model = build(name, **options)
+        images, targets = batch(*(scene(count, seed) for seed, count in enumerate(counts)))
+        named = model.loss(images, targets)
+        assert all(value.ndim == 0 and value.isfinite() for value in named.values()), named
+        summed = {key: value for key, value in named.items() if not key.startswith("raw_")}
+        assert not any(named[key].requires_grad for key in named.keys() - summed.keys())
+        sum(summed.values()).backward()
+        for key, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                # DDP needs a gradient, 0 or not, from every process for every parameter
+                assert parameter.grad is not None, key
+                assert parameter.grad.isfinite().all(), key
+        learns = any(p.grad is not None and p.grad.any() for p in model.mask_head.parameters())
+        assert learns == (sum(counts) > 0)
+
+    def test_losses_start_at_those_of_an_ignorant_predictor(self, name, options):
+        model = build(name, **options)
+        named = model.loss(*batch(scene(5), scene(3, 1)))
+        kind = options.get("mask_loss", "boundary" if name == "brefine" else "bce")
+        # BCE is ln 2; Dice of a constant 1/2 depends on the objects' area; the boundary loss
+        # adds ln 2 on the band, which is less than the whole mask.
+        low, high = {"bce": (0.6, 0.8), "dice": (0.2, 0.7), "bce+dice": (0.8, 1.5)}.get(
+            kind, (0.65, 1.4)
+        )
+        assert low < named.get("raw_mask", named["mask"]) < high
+
+    def test_predictions_are_valid_and_best_first(self, name, options):
+        model = build(name, **options).eval()
+        with torch.inference_mode():
+            found = model.predict(batch(scene(3), scene(0), scene(9, 2, (64, 70)))[0])
+        assert [instances.size for instances in found] == [(96, 120), (96, 120), (64, 70)]
+        for instances in found:
+            height, width = instances.size
+            count = len(instances)
+            assert instances.boxes.shape == (count, 4)
+            assert instances.labels.dtype == torch.int64
+            assert instances.logits.shape[0] == count
+            assert ((instances.labels >= 0) & (instances.labels < 3)).all()
+            assert ((instances.scores >= 0) & (instances.scores <= 1)).all()
+            assert (instances.scores.diff() <= 0).all()
+            assert (instances.boxes >= 0).all()
+            assert (instances.boxes[:, 0::2] <= width).all()
+            assert (instances.boxes[:, 1::2] <= height).all()
+
+    def test_given_boxes_get_their_masks_in_their_order(self, name, options):
+        model = build(name, **options).eval()
+        images, targets = batch(scene(4), scene(0), scene(2, 1))
+        with torch.inference_mode():
+            found = model.predict(images, targets)
+            swapped = [t[torch.arange(len(t)).flip(0)] for t in targets]
+            again = model.predict(images, swapped)
+        for target, instances, other in zip(targets, found, again, strict=True):
+            assert torch.equal(target.boxes, instances.boxes)
+            torch.testing.assert_close(instances.logits, other.logits.flip(0))
+            assert len(instances.logits) == len(target)
+
+    def test_order_of_objects_and_padding_do_not_matter(self, name, options):
+        detector = {**SMALL["detector"], "mask_rois": None, "rpn_samples": None}
+        model = build(name, **options, detector={**detector, "roi_samples": None})
+        images, targets = batch(scene(6), scene(2, 1))
+        swapped = [t[torch.arange(len(t)).flip(0)] for t in targets]
+        first, second = model.loss(images, targets), model.loss(images, swapped)
+        for key in first:
+            torch.testing.assert_close(first[key], second[key], rtol=1e-4, atol=1e-5)
+
+    def test_losses_do_not_depend_on_mode_or_dtype_of_pixels(self, name, options):
+        model = build(name, **options)
+        images, targets = batch(scene(4))
+        floats = replace(images, pixels=images.pixels.float())
+        torch.manual_seed(3)
+        first = model.train().loss(images, targets)
+        torch.manual_seed(3)
+        second = model.eval().loss(floats, targets)
+        for key in first:
+            torch.testing.assert_close(first[key], second[key])
+
+    def test_is_a_segmenter(self, name, options):
+        model = build(name, classes=7, **options)
+        assert isinstance(model, Segmenter)
+        assert model.num_classes == 7
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_overfits_one_picture(name):
+    torch.manual_seed(0)
+    model = build(name)
+    target = scene(4, seed=5, size=(128, 160))
+    images, targets = batch(target)
+    optimizer = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=0)
+    for _ in range(150):
+        optimizer.zero_grad()
+        named = model.loss(images, targets)
+        sum(value for key, value in named.items() if not key.startswith("raw_")).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        optimizer.step()
+    with torch.inference_mode():
+        (found,) = model.eval().predict(images)
+    for label, truth in zip(target.labels, target.masks.dense(target.size).bool(), strict=True):
+        best = 0.0
+        for i in (found.labels == label).nonzero()[:, 0].tolist():
+            window, (x, y) = paste(found.logits[i], found.boxes[i], target.size)
+            mask = torch.zeros(target.size, dtype=torch.bool)
+            mask[y : y + window.shape[0], x : x + window.shape[1]] = window
+            best = max(best, float((mask & truth).sum() / (mask | truth).sum()))
+        assert best > 0.9
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("mask_rccn", {}, ["mask_rccn", "mask_rcnn"]),
+        ("brefine", {"stagez": 3}, ["stagez"]),
+        ("brefine", {"stages": 4}, ["stages", "1, 2 or 3", "4"]),
+        ("brefine", {"dilations": ()}, ["dilations"]),
+        ("brefine", {"detector": {"nmz": 0.5}}, ["detector.nmz"]),
+        ("brefine", {"mask_loss": "bcee"}, ["mask_loss", "bcee"]),
+        ("mask_rcnn", {"output_size": 30}, ["output_size", "30"]),
+        ("mask_rcnn", {"backbone": "resnet5000"}, ["resnet5000"]),
+    ],
+)
+def test_wrong_arguments_are_one_line_that_names_them(name, options, words):
+    with pytest.raises(InputError) as caught:
+        create(name, 3, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(word in message for word in words), message
+
+
+def test_every_published_variant_builds_and_predicts():
+    resolutions = [(14, 14), (14, 28), (28, 28), (28, 56), (56, 56), (7, 28)]  # Figure 2
+    grid = itertools.chain(
+        (("mask_rcnn", {"input_size": i, "output_size": o}) for i, o in resolutions),
+        (("brefine", {"stages": s, "context": c}) for s in (1, 2, 3) for c in (True, False)),
+        (
+            ("brefine", {"stages": 1, "dilations": d, "residual": r})  # Table 4
+            for d in ((1,), (1, 2), (1, 2, 3))
+            for r in (True, False)
+        ),
+    )
+    images, targets = batch(scene(2))
+    for name, options in grid:
+        side = options.get("output_size") or 14 << (options["stages"] - 1)
+        with torch.inference_mode():
+            (found,) = build(name, **options).predict(images, targets)
+        assert found.logits.shape == (2, side, side)
+        assert found.logits.std() > 0
