@@ -23,7 +23,7 @@ from brefine.parts.masks import encode
 from brefine.progress import track
 from brefine.structures import Category, InputError
 
-Array = NDArray[np.float32]
+Array = NDArray[Any]  # of floats
 
 #: with gaps, as real sets have them
 CATEGORIES = [
@@ -225,7 +225,7 @@ def _leaf(random: Generator) -> list[Array]:
 
 def _polar(angles: NDArray[Any], radii: NDArray[Any]) -> Array:
     points = np.stack([np.cos(angles), np.sin(angles)], 1) * radii[:, None]
-    return points.astype(np.float32)
+    return np.asarray(points, dtype=np.float32)
 
 
 #: the outline, then holes, within radius 1; in the order of CATEGORIES
@@ -286,7 +286,7 @@ def _make(diameter: float, size: tuple[int, int], random: Generator) -> Shape:
     second = np.array([[cos, -sin], [sin, cos]], dtype=np.float32)
     squeeze = np.diag([1, random.uniform(0.72, 1)]).astype(np.float32)
     matrix = diameter / 2 * rotation @ squeeze @ second
-    x, y = (random.uniform(0.04, 0.96) * side for side in (size[1], size[0]))
+    x, y = (_centre(side, diameter, random) for side in (size[1], size[0]))
     rings = [ring @ matrix.T + np.array([x, y], dtype=np.float32) for ring in rings]
     low = np.floor(rings[0].min(0)).astype(int) - 1
     w, h = np.ceil(rings[0].max(0)).astype(int) + 1 - low
@@ -297,6 +297,12 @@ def _make(diameter: float, size: tuple[int, int], random: Generator) -> Shape:
         pen.polygon(points.ravel().tolist(), fill=value)
     coverage = np.asarray(image.reduce(OVERSAMPLING), dtype=np.float32) / 255
     return Shape(label, (int(low[0]), int(low[1])), coverage)
+
+
+def _centre(side: int, diameter: float, random: Generator) -> float:
+    """Along one axis: mostly such that the object is inside, else anywhere."""
+    margin = min(diameter / 2, side / 2) if random.random() < 0.75 else 0.04 * side
+    return random.uniform(margin, side - margin)
 
 
 # ---------------------------------------------------------------------------- painting
@@ -312,41 +318,48 @@ def _noise(size: tuple[int, int], random: Generator, coarse: float, octaves: int
         image = Image.fromarray(grid.astype(np.float32))
         total += np.asarray(image.resize((width, height), Image.Resampling.BICUBIC)) / 2**octave
     low, high = total.min(), total.max()
-    return (total - low) / max(float(high - low), 1e-6)
+    return np.asarray((total - low) / max(float(high - low), 1e-6))
 
 
-def _colour(random: Generator) -> Array:
-    """RGB in 0..1, neither black nor white."""
-    hue, saturation, value = random.random(), random.uniform(0.15, 0.9), random.uniform(0.25, 0.95)
+def _colour(random: Generator, vivid: float = 0.9) -> Array:
+    """RGB in 0..1, neither black nor white; ``vivid`` is the greatest saturation."""
+    hue, saturation = random.random(), random.uniform(0.1, vivid)
     channels = np.clip(np.abs((hue * 6 + np.array([0, 4, 2])) % 6 - 3) - 1, 0, 1)
-    return np.asarray(value * (1 - saturation * (1 - channels)), dtype=np.float32)
+    colour = random.uniform(0.22, 0.95) * (1 - saturation * (1 - channels))
+    return np.asarray(colour, dtype=np.float32)
 
 
 def _background(size: tuple[int, int], random: Generator) -> Array:
-    """``[H, W, 3]`` in 0..1: two colours mixed by noise, a gradient, lines and specks."""
+    """``[H, W, 3]`` in 0..1: noise between colours, a gradient; soft discs, lines and specks."""
     height, width = size
-    first = _colour(random) * 0.8
-    second = np.clip(first + random.uniform(-0.22, 0.22, 3), 0.02, 0.95).astype(np.float32)
-    mix = _noise(size, random, random.uniform(12, 90), 4)[:, :, None]
-    canvas = first + (second - first) * mix
-    direction = random.uniform(0, 2 * math.pi)
+    first = _colour(random, vivid=0.5) * 0.85
+    second, third = (first + random.uniform(-0.25, 0.25, 3).astype(np.float32) for _ in "23")
+    coarse = random.uniform(20, 110)
+    canvas = first + (second - first) * _noise(size, random, coarse, 5)[:, :, None]
+    veins = 1 - np.abs(2 * _noise(size, random, coarse * 0.7, 3) - 1)  # ridges of the noise
+    canvas += (third - first) * (veins**4 * random.uniform(0, 0.9))[:, :, None]
+    direction, slope = random.uniform(0, 2 * math.pi), random.uniform(0, 0.25)
     ys = np.linspace(-0.5, 0.5, height, dtype=np.float32)[:, None]
     xs = np.linspace(-0.5, 0.5, width, dtype=np.float32)[None]
-    slope = random.uniform(0, 0.25)
     canvas += (slope * (math.cos(direction) * xs + math.sin(direction) * ys))[:, :, None]
 
-    image = Image.new("L", (width * 2, height * 2))
-    pen = ImageDraw.Draw(image)
+    discs, marks = Image.new("L", (width, height)), Image.new("L", (width * 2, height * 2))
+    pen = ImageDraw.Draw(discs)
+    for _ in range(random.integers(0, 5)):
+        x, y, r = random.random(3) * [width, height, 0.15 * height] + [0, 0, 4]
+        pen.ellipse((x - r, y - r, x + r, y + r), fill=int(random.integers(40, 150)))
+    discs = discs.filter(ImageFilter.GaussianBlur(random.uniform(4, 9)))
+    pen = ImageDraw.Draw(marks)
     for _ in range(random.integers(0, 7)):
         ends = (random.random(4) * [width, height, width, height] * 2).tolist()
         pen.line(ends, fill=int(random.integers(60, 200)), width=int(random.integers(1, 6)))
     for _ in range(random.integers(0, 40)):
-        x, y = random.random(2) * [width * 2, height * 2]
-        r = random.uniform(1, 4)
+        x, y, r = random.random(3) * [width * 2, height * 2, 3] + [0, 0, 1]
         pen.ellipse((x - r, y - r, x + r, y + r), fill=int(random.integers(60, 220)))
-    marks = np.asarray(image.reduce(2), dtype=np.float32)[:, :, None] / 255
-    canvas += (_colour(random) - canvas) * marks * random.uniform(0.3, 0.8)
-    return canvas.astype(np.float32)
+    for layer in (discs, marks.reduce(2)):
+        alpha = np.asarray(layer, dtype=np.float32)[:, :, None] / 255
+        canvas += (_colour(random) - canvas) * alpha * random.uniform(0.3, 0.8)
+    return canvas
 
 
 def _paint(canvas: Array, shape: Shape, light: float, random: Generator) -> None:
