@@ -29,13 +29,12 @@ from pycocotools import mask as coco_mask
 from rich.console import Console
 from rich.table import Table
 
-from brefine.formats import decode
+from brefine.data.coco import CocoSet, decode
 from brefine.parts.masks import encode, paste
 from brefine.progress import track
 from brefine.structures import Category, InputError, Instances
 
 if TYPE_CHECKING:
-    from brefine.data.coco import CocoSet
     from brefine.predict import Predictor
 
 MAX_DETECTIONS = 100  # a picture and class
@@ -56,7 +55,9 @@ COLUMNS = {
     "given_boxes/boundary_iou": "boundary IoU, true boxes",
 }
 
+KINDS = ("box", "mask", "boundary")
 Overlaps = dict[tuple[int, int], NDArray[np.float64]]
+Ranked = dict[tuple[int, int], list["_Object"]]
 Mask = tuple[NDArray[np.uint8], tuple[int, int]]  # window [h, w] and (x, y) of its corner
 
 
@@ -329,6 +330,20 @@ def _mean(values: NDArray[np.float64]) -> float:
     return float(values.mean()) if values.size else math.nan
 
 
+@dataclass
+class _Object:
+    """A labelled or detected object in our numbers: 0, 1, ... for pictures and classes."""
+
+    id: int  # from 1: COCO takes 0 for "not matched"
+    picture: int
+    label: int
+    box: list[float]  # x, y, width, height
+    area: float  # of a label: the annotation's; of a detection: the mask's
+    rle: dict[str, Any]
+    crowd: int = 0
+    score: float = 1.0
+
+
 def _score(
     records: Iterable[Mapping[str, Any]],
     dataset: CocoSet,
@@ -337,61 +352,59 @@ def _score(
     progress: bool,
     limit: int | None,
 ) -> Report:
-    truth = dataset.ground_truth()
     categories = dataset.categories
-    chosen = [picture.id for picture in dataset.pictures[:limit]]
-    # COCO goes through pictures by id, which decides between equal scores.
-    ids = sorted(chosen, key=lambda value: (isinstance(value, str), value))
-    number = {image_id: i for i, image_id in enumerate(ids)}
     label = {category.id: i for i, category in enumerate(categories)}
-    sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
+    # COCO goes through pictures by id, which decides between equal scores.
+    pictures = sorted(dataset.pictures[:limit], key=lambda p: (isinstance(p.id, str), p.id))
+    number = {picture.id: i for i, picture in enumerate(pictures)}
 
-    labelled: list[dict[str, Any]] = []
-    for entry in truth["annotations"]:
+    truths: list[_Object] = []
+    for entry in dataset.ground_truth()["annotations"]:
         if entry["image_id"] in number:
-            labelled.append(
-                {
-                    "id": len(labelled) + 1,  # 0 would mean "not matched"
-                    "image_id": number[entry["image_id"]],
-                    "category_id": label[entry["category_id"]],
-                    "bbox": entry["bbox"],
-                    "area": entry["area"],
-                    "iscrowd": int(entry.get("iscrowd", 0)),
-                    "rle": entry["segmentation"],
-                }
+            truths.append(
+                _Object(
+                    len(truths) + 1,
+                    number[entry["image_id"]],
+                    label[entry["category_id"]],
+                    entry["bbox"],
+                    entry["area"],
+                    entry["segmentation"],
+                    crowd=int(bool(entry.get("iscrowd"))),
+                )
             )
     given = [dict(record) for record in records]
-    found = [
-        _check(record, i, number, label, sizes) | {"id": i + 1} for i, record in enumerate(given)
-    ]
+    indices: dict[int, list[int]] = defaultdict(list)
+    for index, record in enumerate(given):
+        indices[_picture(record, index, number)].append(index)
 
-    here, there = _by_picture(labelled), _by_picture(found)
-    overlaps: dict[str, Overlaps] = {"box": {}, "mask": {}}
-    if boundary:
-        overlaps["boundary"] = {}
-    pairs = sorted(here.keys() & there.keys())
-    for pair in track(pairs, "score", len(pairs)) if progress and pairs else pairs:
-        there[pair].sort(key=lambda record: -record["score"])  # stable, as COCO's
-        truths, finds = here[pair], there[pair][:MAX_DETECTIONS]
-        for kind, value in _overlap(truths, finds, sizes[ids[pair[0]]], boundary).items():
-            overlaps[kind][pair] = value
+    labelled = _by_class(truths)
+    found: list[_Object] = []
+    overlaps: dict[str, Overlaps] = {kind: {} for kind in KINDS if boundary or kind != "boundary"}
+    ranked: Ranked = {}
+    steps = sorted(indices)
+    for picture in track(steps, "score", len(steps)) if progress and steps else steps:
+        size = pictures[picture].size
+        here = [_detection(given[i], i, picture, label, size) for i in indices[picture]]
+        found += here
+        for pair, objects in _by_class(here).items():
+            objects.sort(key=lambda found: -found.score)  # stable, as COCO's
+            ranked[pair] = objects[:MAX_DETECTIONS]
+            if pair in labelled:
+                both = labelled[pair], ranked[pair]
+                for kind, value in _overlap(*both, size, boundary).items():
+                    overlaps[kind][pair] = value
 
     values: dict[str, float] = {}
     names = _names(categories)
     per_class: dict[str, dict[str, float]] = {name: {} for name in names}
     for kind, ious in overlaps.items():
-        area = "box_area" if kind == "box" else "mask_area"
-        results = [
-            {k: r[k] for k in ("id", "image_id", "category_id", "score")} | {"area": r[area]}
-            for r in found
-        ]
-        precision = _precision(len(ids), len(categories), labelled, results, ious)
+        precision = _precision(kind, len(pictures), len(categories), truths, found, ious)
         values.update(_figures(kind, precision))
         for i, name in enumerate(names):
             per_class[name].update(_figures(kind, precision[:, :, i : i + 1]))
 
-    count = Counter(entry["category_id"] for entry in labelled if not entry["iscrowd"])
-    thresholds = _thresholds(len(categories), count, here, there, overlaps["mask"])
+    count = Counter(true.label for true in truths if not true.crowd)
+    thresholds = _thresholds(len(categories), count, labelled, ranked, overlaps["mask"])
     for i, name in enumerate(names):
         per_class[name].update(threshold=thresholds[i], objects=count[i])
     return Report(values, per_class, given, thresholds)
@@ -403,72 +416,67 @@ def _names(categories: Sequence[Category]) -> list[str]:
     return [c.name if count[c.name] == 1 else f"{c.name} ({c.id})" for c in categories]
 
 
-def _by_picture(
-    entries: Iterable[dict[str, Any]],
-) -> dict[tuple[int, int], list[dict[str, Any]]]:
-    groups: dict[tuple[int, int], list[dict[str, Any]]] = defaultdict(list)
-    for entry in entries:
-        groups[entry["image_id"], entry["category_id"]].append(entry)
+def _by_class(objects: Iterable[_Object]) -> Ranked:
+    groups: Ranked = defaultdict(list)
+    for one in objects:
+        groups[one.picture, one.label].append(one)
     return groups
 
 
-def _check(
-    record: Mapping[str, Any],
-    index: int,
-    number: Mapping[int | str, int],
-    label: Mapping[int, int],
-    sizes: Mapping[int | str, tuple[int, int]],
-) -> dict[str, Any]:
-    """A result in our numbers, or one line that says what is wrong with it."""
-    where = f"record {index} (counted from 0)"
+def _picture(record: Mapping[str, Any], index: int, number: Mapping[int | str, int]) -> int:
+    """The picture a result belongs to."""
     for key in ("image_id", "category_id", "score", "segmentation"):
         if key not in record:
-            raise InputError(f"{where}: key {key!r} is missing")
-    image, category, rle = record["image_id"], record["category_id"], record["segmentation"]
-    if image not in number:
-        raise InputError(f"{where}: image_id {image!r} is not in the data set")
-    if category not in label:
-        raise InputError(f"{where}: category_id {category!r} is not in the data set")
-    if not isinstance(record["score"], int | float) or not math.isfinite(record["score"]):
-        raise InputError(f"{where}: score {record['score']!r} is no finite number")
-    try:
-        mask, (x, y) = decode(rle)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
-    if tuple(rle["size"]) != sizes[image]:
-        height, width = sizes[image]
+            raise InputError(f"result {index} (the first is 0): key {key!r} is missing")
+    image = record["image_id"]
+    if not isinstance(image, int | str) or image not in number:
         raise InputError(
-            f"{where}: the mask is {rle['size'][0]} x {rle['size'][1]} (height x width) but "
-            f"picture {image!r} is {height} x {width}: give masks at the original size"
+            f"result {index} (the first is 0): image_id {image!r} is not in the data set"
         )
-    box = record.get("bbox", [x, y, mask.shape[1], mask.shape[0]])
+    return number[image]
+
+
+def _detection(
+    record: Mapping[str, Any],
+    index: int,
+    picture: int,
+    label: Mapping[int, int],
+    size: tuple[int, int],
+) -> _Object:
+    """A result in our numbers, or one line that says what is wrong with it."""
+    where = f"result {index} (the first is 0)"
+    category, score, rle = record["category_id"], record["score"], record["segmentation"]
+    if not isinstance(category, int) or category not in label:
+        raise InputError(f"{where}: category_id {category!r} is not in the data set")
+    if not isinstance(score, int | float) or not math.isfinite(score):
+        raise InputError(f"{where}: score {score!r} is no finite number")
+    if isinstance(rle, dict) and isinstance(rle.get("counts"), bytes):
+        rle = rle | {"counts": rle["counts"].decode("ascii", "replace")}
+    try:
+        runs = decode(rle, size)
+    except ValueError as error:
+        raise InputError(f"{where}: {error}; give masks at the original size") from None
+    if not isinstance(rle, dict) or not isinstance(rle["counts"], str):
+        rle = runs.encode()
+    x1, y1, x2, y2 = runs.box()
+    box = record.get("bbox", [x1, y1, x2 - x1, y2 - y1])
     try:
         box = [float(value) for value in box]
     except (TypeError, ValueError):
         box = []
     if len(box) != 4 or not all(map(math.isfinite, box)):
         raise InputError(f"{where}: bbox {record['bbox']!r} is not [x, y, width, height]")
-    return {
-        "image_id": number[image],
-        "category_id": label[category],
-        "score": float(record["score"]),
-        "bbox": box,
-        "rle": rle,
-        "box_area": box[2] * box[3],
-        "mask_area": float(np.count_nonzero(mask)),
-    }
+    area = float(runs.area())
+    return _Object(index + 1, picture, label[category], box, area, rle, score=float(score))
 
 
 def _overlap(
-    truths: list[dict[str, Any]],
-    finds: list[dict[str, Any]],
-    size: tuple[int, int],
-    boundary: bool,
+    truths: list[_Object], found: list[_Object], size: tuple[int, int], boundary: bool
 ) -> dict[str, NDArray[np.float64]]:
     """Box, mask and boundary overlap ``[D, G]`` of the objects of one picture and class."""
-    crowd = [entry["iscrowd"] for entry in truths]
-    boxes = [np.array([entry["bbox"] for entry in side]) for side in (finds, truths)]
-    masks = [[entry["rle"] for entry in side] for side in (finds, truths)]
+    crowd = [true.crowd for true in truths]
+    boxes = [np.array([one.box for one in side]) for side in (found, truths)]
+    masks = [[one.rle for one in side] for side in (found, truths)]
     ious = {"box": coco_mask.iou(*boxes, crowd), "mask": coco_mask.iou(*masks, crowd)}
     if boundary:
         ious["boundary"] = smaller = ious["mask"].copy()
@@ -478,8 +486,8 @@ def _overlap(
         if len(rows):
             width = band_width(size)
             bands = [
-                [_band(side[i]["rle"], width) for i in chosen]
-                for side, chosen in ((finds, rows), (truths, columns))
+                [_band(side[i].rle, size, width) for i in chosen]
+                for side, chosen in ((found, rows), (truths, columns))
             ]
             block = np.ix_(rows, columns)
             of_bands = coco_mask.iou(*bands, [0] * len(columns))
@@ -487,26 +495,41 @@ def _overlap(
     return ious
 
 
-def _band(rle: Mapping[str, Any], width: int) -> dict[str, Any]:
-    window, origin = decode(rle)
-    return encode(boundary_band(window, width), origin, (rle["size"][0], rle["size"][1]))
+def _band(rle: Mapping[str, Any], size: tuple[int, int], width: int) -> dict[str, Any]:
+    window, origin = decode(rle, size).window()
+    return encode(boundary_band(window.numpy(), width), origin, size)
 
 
 def _precision(
+    kind: str,
     pictures: int,
     classes: int,
-    labelled: list[dict[str, Any]],
-    results: list[dict[str, Any]],
+    truths: list[_Object],
+    found: list[_Object],
     overlaps: Overlaps,
 ) -> NDArray[np.float64]:
     """COCO's precision ``[IoU, recall, class, size]``; -1 where there is no object."""
+    if not pictures or not classes:
+        return np.full((10, 101, classes, len(SIZES)), -1.0)
     tables = []
-    for entries in (labelled, results):
+    for objects in (truths, found):
         table = COCO()
         table.dataset = {
             "images": [{"id": i} for i in range(pictures)],
             "categories": [{"id": i} for i in range(classes)],
-            "annotations": entries,
+            "annotations": [
+                {
+                    "id": one.id,
+                    "image_id": one.picture,
+                    "category_id": one.label,
+                    "score": one.score,
+                    "iscrowd": one.crowd,
+                    "area": one.box[2] * one.box[3]
+                    if kind == "box" and objects is found
+                    else one.area,
+                }
+                for one in objects
+            ],
         }
         table.createIndex()
         tables.append(table)
@@ -514,8 +537,6 @@ def _precision(
     matching = COCOeval_faster(*tables, iouType="bbox", print_function=lambda *_: None)
     matching.computeIoU = lambda image, label: overlaps.get((image, label), [])
     matching.params.maxDets = [MAX_DETECTIONS]
-    if not pictures or not classes:
-        return np.full((10, 101, classes, len(SIZES)), -1.0)
     matching.evaluate()
     matching.accumulate()
     precision: NDArray[np.float64] = matching.eval["precision"][..., 0]
@@ -536,33 +557,28 @@ def _figures(kind: str, precision: NDArray[np.float64]) -> dict[str, float]:
 
 
 def _thresholds(
-    classes: int,
-    count: Mapping[int, int],
-    truths: Mapping[tuple[int, int], list[dict[str, Any]]],
-    finds: Mapping[tuple[int, int], list[dict[str, Any]]],
-    overlaps: Overlaps,
+    classes: int, count: Mapping[int, int], labelled: Ranked, ranked: Ranked, overlaps: Overlaps
 ) -> list[float]:
     """Per label the score with the best F1 at mask IoU 0.5; the highest score if several are."""
     pooled: dict[int, list[tuple[float, bool]]] = defaultdict(list)
-    for pair, records in finds.items():
-        ranked = sorted(records, key=lambda record: -record["score"])[:MAX_DETECTIONS]
-        ious = overlaps.get(pair, np.zeros((len(ranked), 0)))
-        crowd = np.array([entry["iscrowd"] for entry in truths.get(pair, [])], dtype=bool)
+    for pair, objects in ranked.items():
+        ious = overlaps.get(pair, np.zeros((len(objects), 0)))
+        crowd = np.array([true.crowd for true in labelled.get(pair, [])], dtype=bool)
         free = ~crowd
-        for record, row in zip(ranked, ious, strict=True):
+        for one, row in zip(objects, ious, strict=True):
             match = np.where(free, row, 0.0)
             if len(row) and match.max() >= 0.5:
                 free[match.argmax()] = False
-                pooled[pair[1]].append((record["score"], True))
+                pooled[one.label].append((one.score, True))
             elif not (row[crowd] >= 0.5).any():
-                pooled[pair[1]].append((record["score"], False))
+                pooled[one.label].append((one.score, False))
     thresholds = []
     for label in range(classes):
         threshold, best, right = 0.5, 0.0, 0
-        ranked_scores = sorted(pooled[label], reverse=True)
-        for i, (score, hit) in enumerate(ranked_scores):
+        scores = sorted(pooled[label], reverse=True)
+        for i, (score, hit) in enumerate(scores):
             right += hit
-            last = i + 1 == len(ranked_scores) or ranked_scores[i + 1][0] < score
+            last = i + 1 == len(scores) or scores[i + 1][0] < score
             f1 = 2 * right / (i + 1 + count.get(label, 0))
             if last and f1 > best:
                 threshold, best = score, f1
