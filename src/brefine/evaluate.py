@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from brefine.data.coco import CocoSet, decode
-from brefine.parts.masks import encode, paste
+from brefine.parts.masks import paste
 from brefine.progress import track
 from brefine.structures import Category, InputError, Instances
 
@@ -482,22 +482,18 @@ def _overlap(
         ious["boundary"] = smaller = ious["mask"].copy()
         # What overlaps less than the lowest threshold cannot match, whatever its band is.
         near = (smaller >= 0.5) & (np.array(crowd) == 0)
-        rows, columns = near.any(1).nonzero()[0], near.any(0).nonzero()[0]
-        if len(rows):
-            width = band_width(size)
-            bands = [
-                [_band(side[i].rle, size, width) for i in chosen]
-                for side, chosen in ((found, rows), (truths, columns))
-            ]
-            block = np.ix_(rows, columns)
-            of_bands = coco_mask.iou(*bands, [0] * len(columns))
-            smaller[block] = np.minimum(smaller[block], of_bands)
+        width = band_width(size)
+        true_bands = {j: _band(truths[j], size, width) for j in near.any(0).nonzero()[0]}
+        for i in near.any(1).nonzero()[0]:
+            band = _band(found[i], size, width)
+            for j in near[i].nonzero()[0]:
+                smaller[i, j] = min(smaller[i, j], mask_iou(band, true_bands[j]))
     return ious
 
 
-def _band(rle: Mapping[str, Any], size: tuple[int, int], width: int) -> dict[str, Any]:
-    window, origin = decode(rle, size).window()
-    return encode(boundary_band(window.numpy(), width), origin, size)
+def _band(one: _Object, size: tuple[int, int], width: int) -> Mask:
+    window, origin = decode(one.rle, size).window()
+    return boundary_band(window.numpy(), width), origin
 
 
 def _precision(
