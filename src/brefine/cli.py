@@ -1,0 +1,327 @@
+"""The command line: each command reads its arguments and calls one function.
+
+Figures go to stdout, everything else to stderr. Exit codes: 0 done, 2 wrong input (one line that
+starts with ``error:``), 130 interrupted. Heavy imports wait inside the commands, so that help
+and mistakes in arguments answer at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from brefine import __version__
+
+if TYPE_CHECKING:
+    from brefine.evaluate import Report
+
+app = typer.Typer(
+    help="Instance segmentation with crisp boundaries: BRefine and the Mask R-CNN family.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+#: the class of every complaint about arguments, wherever this version of typer keeps it
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+
+class Boxes(StrEnum):
+    """What ``evaluate`` measures."""
+
+    BOTH = "both"
+    DETECTED = "detected"
+    TRUTH = "ground-truth"
+
+
+def _size(text: str) -> tuple[int, int]:
+    """``800x1333`` as (height, width)."""
+    height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+        raise typer.BadParameter(f"--size: {text!r} is no HEIGHTxWIDTH, such as 800x1333")
+    return int(height), int(width)
+
+
+def _formats(text: str) -> list[str]:
+    """``coco,png`` as a list, checked."""
+    names = [name.strip() for name in text.split(",")]
+    unknown = [name for name in names if name not in ("coco", "png", "overlay")]
+    if unknown:
+        raise typer.BadParameter(f"--formats: {unknown[0]!r} is none of coco, png, overlay")
+    return names
+
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Replace a value, such as train.lr=0.01."),
+]
+ImagesFolder = Annotated[
+    Path | None, typer.Option("--images", help="Folder of the pictures, if not beside the json.")
+]
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A recipe (YAML); see the folder recipes.")],
+    settings: Settings = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder, new or empty.  [default: runs/RECIPE]")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+) -> None:
+    """Train a model as a recipe says."""
+    from brefine.recipe import Recipe
+
+    chosen = Recipe.load(recipe).with_settings(settings or [])
+    from brefine.train import train
+
+    model = train(chosen, out or Path("runs") / recipe.stem, resume=resume)
+    print(model)
+
+
+@app.command()
+def evaluate(
+    data: Annotated[Path, typer.Option(help="COCO json with the labels.")],
+    models: Annotated[
+        list[Path] | None, typer.Argument(metavar="[MODEL]...", help="Model folders to compare.")
+    ] = None,
+    images: ImagesFolder = None,
+    records: Annotated[
+        list[Path] | None, typer.Option(help="COCO results (json) of any system, as one more row.")
+    ] = None,
+    boxes: Annotated[
+        Boxes, typer.Option(help="AP of what the model detects, masks in true boxes, or both.")
+    ] = Boxes.BOTH,
+    boundary: Annotated[bool, typer.Option(help="Boundary AP, too.")] = True,
+    classes: Annotated[bool, typer.Option("--classes", help="A table by class, too.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write every figure to this json.")] = None,
+) -> None:
+    """Box, mask and Boundary AP, and mask quality in true boxes, one row a model."""
+    from rich.console import Console
+
+    from brefine.evaluate import print_classes, print_table
+
+    kinds = {"detected": boxes != Boxes.TRUTH, "given_boxes": boxes != Boxes.DETECTED}
+    rows = _compare(models or [], records or [], data, images, boundary, limit, **kinds)
+    if out:
+        _write_json(out, {name: report.as_dict() for name, report in rows.items()})
+    print_table(rows, Console())
+    if classes:
+        print_classes(rows, Console())
+
+
+def _compare(
+    models: Sequence[Path],
+    records: Sequence[Path],
+    data: Path,
+    images: Path | None,
+    boundary: bool,
+    limit: int | None,
+    *,
+    detected: bool,
+    given_boxes: bool,
+) -> dict[str, Report]:
+    """A report for every model folder and results file."""
+    from brefine.data.coco import CocoSet
+    from brefine.evaluate import Report, evaluate, evaluate_records, mask_quality
+    from brefine.predict import Predictor
+    from brefine.structures import InputError
+
+    if not models and not records:
+        raise typer.BadParameter("give a MODEL folder, or --records")
+    dataset = CocoSet(data, images)
+    found = [_read_records(file) for file in records]
+    predictors = [Predictor.load(folder) for folder in models]
+    rows: dict[str, Report] = {}
+    for folder, predictor in zip(models, predictors, strict=True):
+        if predictor.categories != dataset.categories:
+            raise InputError(
+                f"{folder}: its classes differ from those of {data}: ids and names must agree, "
+                "in the same order"
+            )
+        if detected:
+            options = {"given_boxes": given_boxes, "boundary": boundary}
+            rows[str(folder)] = evaluate(predictor, dataset, limit=limit, **options)
+        else:
+            values = mask_quality(predictor, dataset, limit=limit)
+            rows[str(folder)] = Report(values, {}, [], [])
+    for file, entries in zip(records, found, strict=True):
+        try:
+            rows[str(file)] = evaluate_records(entries, dataset, boundary=boundary, progress=True)
+        except InputError as error:
+            raise InputError(f"{file}: {error}") from None
+    return rows
+
+
+def _read_records(file: Path) -> list[dict[str, Any]]:
+    """COCO results from a json file."""
+    from brefine.structures import InputError
+
+    try:
+        records = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise InputError(f"{file}: no json: {error}") from None
+    if not isinstance(records, list) or not all(isinstance(entry, dict) for entry in records):
+        raise InputError(f"{file}: COCO results are a list of objects, this is something else")
+    return records
+
+
+def _write_json(path: Path, value: Any) -> None:
+    from brefine.files import replacing
+
+    with replacing(path) as aside:
+        aside.write_text(json.dumps(value, indent=1), encoding="utf-8")
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(help="A model folder, such as runs/NAME/best.")],
+    pictures: Annotated[list[str], typer.Argument(help="Picture files, folders or patterns.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; an older one is replaced.")] = Path(
+        "predictions"
+    ),
+    threshold: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Lowest score.  [default: the model's, by class]"),
+    ] = None,
+    formats: Annotated[
+        str, typer.Option(metavar="NAMES", help="What to write.")
+    ] = "coco,png,overlay",
+    data: Annotated[
+        Path | None, typer.Option(help="COCO json: its picture ids instead of file names.")
+    ] = None,
+    images: ImagesFolder = None,
+    skip_broken: Annotated[
+        bool, typer.Option("--skip-broken", help="Name broken pictures and go on; exit code 2.")
+    ] = False,
+) -> None:
+    """Find the objects in pictures: COCO json, PNG masks, overlays."""
+    from brefine.predict import Predictor, predict_files
+
+    broken = predict_files(
+        Predictor.load(model),
+        pictures,
+        out,
+        threshold=threshold,
+        formats=_formats(formats),
+        data=data,
+        images=images,
+        skip_broken=skip_broken,
+    )
+    print(out)
+    if broken:
+        raise typer.Exit(2)
+
+
+@app.command()
+def info(
+    target: Annotated[str, typer.Argument(help="A model folder, a recipe or a method's name.")],
+    settings: Settings = None,
+    classes: Annotated[int, typer.Option(min=1, help="Number of classes of a recipe.")] = 80,
+    size: Annotated[
+        str, typer.Option(metavar="HEIGHTxWIDTH", help="Picture at the network's input.")
+    ] = "800x1333",
+    proposals: Annotated[int, typer.Option(min=0, help="RoIs of the box head.")] = 1000,
+    detections: Annotated[int, typer.Option(min=0, help="RoIs of the mask head.")] = 100,
+) -> None:
+    """Parameters and multiply-adds of every part of a model."""
+    from rich.console import Console
+
+    from brefine.info import describe, print_parts
+
+    parts, title = describe(
+        target,
+        settings or [],
+        num_classes=classes,
+        size=_size(size),
+        proposals=proposals,
+        detections=detections,
+    )
+    print_parts(parts, title, Console())
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("demo"),
+    seed: Annotated[int, typer.Option(min=0, help="Of pictures and training.")] = 0,
+) -> None:
+    """Draw toy pictures, train Mask R-CNN and BRefine on them, and compare: minutes on a CPU."""
+    from brefine.demo import run
+
+    run(out, seed=seed)
+
+
+@app.command()
+def toy(
+    folder: Annotated[Path, typer.Argument(help="New or empty folder.")],
+    train: Annotated[int, typer.Option(min=0, help="Training pictures.")] = 200,
+    val: Annotated[int, typer.Option(min=0, help="Validation pictures.")] = 50,
+    size: Annotated[
+        str, typer.Option(metavar="HEIGHTxWIDTH", help="Of every picture.")
+    ] = "256x320",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Draw a toy data set with exact labels, as a COCO json."""
+    from brefine.data.toy import draw
+
+    draw(folder, train=train, val=val, size=_size(size), seed=seed)
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    if version:
+        print(f"brefine {__version__}")
+        raise typer.Exit
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; the entry point of ``brefine``.
+
+    Args:
+        arguments: without the program's name; None: those of the process.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        code = app(arguments, prog_name="brefine", standalone_mode=False)
+        sys.stdout.flush()
+        return code or 0
+    except _UsageError as error:
+        message = error.format_message()  # type: ignore[attr-defined]
+        if not message:  # no command at all: the help has been shown
+            return 2
+        context = getattr(error, "ctx", None)
+        place = context.command_path if context else "brefine"
+        return _fail(f"{message} (see {place} --help)")
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader (head, less) has gone: nothing is wrong. Keep the exit from flushing again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{place}{error.strerror or error}")
+    except ValueError as error:
+        from brefine.structures import InputError
+
+        if not isinstance(error, InputError):
+            raise
+        return _fail(str(error))
+
+
+def _fail(message: str) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
