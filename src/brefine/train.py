@@ -342,4 +342,4 @@ def _describe(
         f"{steps} steps of {recipe.train.batch_size}, {rate}; run folder {out}",
         soft_wrap=True,
     )
-    console.print(f"weights: {reused}", soft_wrap=True, markup=False)
+    console.print(reused, soft_wrap=True, markup=False)
