@@ -23,8 +23,9 @@ from brefine.structures import Bitmaps, Category, InputError, Instances
 
 #: pixels; a larger picture is refused before memory is taken. Pillow itself stops just above.
 MAX_PIXELS = 178_000_000
-#: pixels; a ``bbox`` with a side farther from its mask than this is not believed
-BOX_TOLERANCE = 2.0
+#: a ``bbox`` is believed if no side is farther from its mask than 2 pixels and a quarter of the
+#: box: drawn boxes hold thin ends that no pixel of the mask shows; corners given as sizes are off
+BOX_TOLERANCE = 2.0, 0.25
 #: a polygon may leave the picture by this many times its longer side before it is not believed
 POLYGON_REACH = 4
 
@@ -87,7 +88,8 @@ class Runs:
     def encode(self) -> dict[str, Any]:
         """COCO's compressed RLE."""
         height, width = self.size
-        rle = coco_mask.frPyObjects({"size": [height, width], "counts": self.counts}, height, width)
+        counts = self.counts[:-1] if self.counts[-1] == 0 else self.counts
+        rle = coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
         return {"size": [height, width], "counts": rle["counts"].decode()}
 
 
@@ -161,6 +163,8 @@ def _draw_polygons(polygons: Sequence[Any], size: tuple[int, int]) -> Runs:
 def _check_polygons(polygons: Sequence[Any], size: tuple[int, int]) -> list[NDArray[np.float64]]:
     """Each polygon as a flat array of x, y, x, y ...
 
+    Parts of one or two points, which many tools leave behind, cover nothing and are left out.
+
     Raises:
         ValueError: no polygon, or one that pycocotools could not draw.
     """
@@ -175,13 +179,14 @@ def _check_polygons(polygons: Sequence[Any], size: tuple[int, int]) -> list[NDAr
             raise ValueError("a polygon is not a list of numbers") from None
         if points.ndim != 1 or len(points) % 2 or not isinstance(polygon, list):
             raise ValueError("a polygon is not a flat list x, y, x, y ...")
-        if len(points) < 6:
-            raise ValueError("a polygon has fewer than 3 points")
         if not np.isfinite(points).all():
             raise ValueError("a polygon has a coordinate that is not finite")
         if np.abs(points).max() > reach:  # drawing takes memory by the length of the outline
             raise ValueError("a polygon lies far outside of its picture")
-        checked.append(points)
+        if len(points) >= 6:
+            checked.append(points)
+    if not checked:
+        raise ValueError("no polygon with at least 3 points")
     return checked
 
 
@@ -272,35 +277,31 @@ class CocoSet:
     def target(self, index: int) -> Instances:
         """The objects of picture ``index``, crowd regions left out, in original pixels.
 
-        A box is the annotation's ``bbox`` where that agrees with the mask to 2 pixels, else the
-        mask's own; the centre of every pixel of the mask lies inside. An object too thin to hold
-        any pixel is left out.
+        A box is the annotation's ``bbox`` where that agrees with the mask, else the mask's own;
+        the centre of every pixel of the mask lies inside. An object too thin to hold any pixel
+        is left out.
         """
         picture = self.pictures[index]
-        boxes, labels, windows, origins = [], [], [], []
+        boxes, tights, labels, windows, origins = [], [], [], [], []
         for entry in self._annotations[index]:
             if entry.get("iscrowd"):
                 continue
-            runs = decode(entry["segmentation"], picture.size)
-            if not runs.area():
+            window, (x, y) = decode(entry["segmentation"], picture.size).window()
+            if not window.numel():
                 continue
-            window, origin = runs.window()
-            boxes.append(_choose_box(entry, runs.box()))
+            tight = (x, y, x + window.shape[1], y + window.shape[0])
+            boxes.append(_choose_box(entry, tight))
+            tights.append(tight)
             labels.append(self._labels[entry["category_id"]])
             windows.append(window)
-            origins.append(origin)
-        tight = torch.tensor(
-            [
-                [x, y, x + w.shape[1], y + w.shape[0]]
-                for w, (x, y) in zip(windows, origins, strict=True)
-            ]
-        ).reshape(-1, 4)
+            origins.append((x, y))
+        tight_boxes = torch.tensor(tights, dtype=torch.float32).reshape(-1, 4)
         box = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
         height, width = picture.size
         limit = torch.tensor([width, height, width, height])
         box = torch.minimum(box.clamp(min=0), limit)
-        box[:, :2] = torch.minimum(box[:, :2], tight[:, :2] + 0.5)
-        box[:, 2:] = torch.maximum(box[:, 2:], tight[:, 2:] - 0.5)
+        box[:, :2] = torch.minimum(box[:, :2], tight_boxes[:, :2] + 0.5)
+        box[:, 2:] = torch.maximum(box[:, 2:], tight_boxes[:, 2:] - 0.5)
         return Instances(
             picture.size,
             box,
@@ -448,7 +449,9 @@ def _choose_box(
         x, y, w, h = (_number(value) for value in given)
         if x is not None and y is not None and w is not None and h is not None and w > 0 < h:
             box = (x, y, x + w, y + h)
-            if all(abs(a - b) <= BOX_TOLERANCE for a, b in zip(box, tight, strict=True)):
+            pixels, share = BOX_TOLERANCE
+            slack = (pixels + share * w, pixels + share * h) * 2
+            if all(abs(a - b) <= s for a, b, s in zip(box, tight, slack, strict=True)):
                 return box
     x1, y1, x2, y2 = tight
     return float(x1), float(y1), float(x2), float(y2)
@@ -475,6 +478,6 @@ def _first_twice(values: Sequence[Any]) -> Any:
 
 def _short(value: Any) -> str:
     """A json value for a message, cut to a readable length, on one line."""
-    text = value if isinstance(value, str) else json.dumps(value, default=repr)
+    text = value if isinstance(value, str) else json.dumps(value)
     text = " ".join(text.split())
     return text if len(text) <= 40 else text[:37] + "..."
