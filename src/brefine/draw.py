@@ -1,0 +1,550 @@
+"""Pictures for people: overlays, pictures side by side, and a report page in one HTML file."""
+
+from __future__ import annotations
+
+import base64
+import colorsys
+import html
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from brefine.data.coco import decode
+from brefine.evaluate import COLUMNS, Mask, Report, band_width, boundary_band, mask_iou
+from brefine.files import replacing
+from brefine.parts.masks import to_records
+from brefine.structures import Category, InputError, Instances
+
+Colour = tuple[int, int, int]
+Records = Sequence[Mapping[str, Any]]
+
+# Okabe and Ito's colours, told apart by colour-blind people too; black is left out.
+COLOURS: tuple[Colour, ...] = (
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (0, 114, 178),
+    (213, 94, 0),
+    (204, 121, 167),
+)
+TRUE, FOUND = "#ffffff", "#ff7a1a"  # outlines in the zooms
+ZOOMS = 2  # objects a picture
+WIDEST = 720  # pixels of a picture in the page
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture of a report.
+
+    Attributes:
+        name: shown above it.
+        picture: ``[3, H, W]`` uint8.
+        label: true objects, as COCO results in the picture's size (`parts.masks.to_records`).
+        found: for each method its COCO results, those below its threshold left out.
+    """
+
+    name: str
+    picture: Tensor
+    label: Records
+    found: Mapping[str, Records]
+
+
+def colour(index: int) -> Colour:
+    """The RGB colour of label or object ``index``: seven distinct ones, then shades on a wheel."""
+    if index < len(COLOURS):
+        return COLOURS[index]
+    hue = index * 0.618034 % 1  # the golden ratio keeps neighbours far apart
+    light = (0.45, 0.62, 0.78)[index % 3]
+    red, green, blue = colorsys.hls_to_rgb(hue, light, 0.75)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def overlay(
+    picture: Tensor,
+    objects: Records | Instances,
+    categories: Sequence[Category],
+    *,
+    names: bool = True,
+    fill: float = 0.45,
+) -> Image.Image:
+    """A picture with its objects: half-transparent masks, outlines, and names with scores.
+
+    The best score is drawn last, on top. Colours go by label, or by object when there is one
+    class only. Lines and letters grow with the picture; in one too small for letters (short
+    side below 64 pixels) there are none.
+
+    Args:
+        picture: ``[3, H, W]`` uint8.
+        objects: COCO results in the picture's size, or Instances in its frame.
+        categories: the category table.
+        names: write names and scores.
+        fill: opacity of the masks, 0..1.
+
+    Raises:
+        InputError: a mask is not of the picture's size, or its category is not in the table.
+    """
+    size = (picture.shape[1], picture.shape[2])
+    if isinstance(objects, Instances):
+        objects = to_records(objects, 0, categories, size)
+    label = {category.id: i for i, category in enumerate(categories)}
+    for record in objects:
+        if record["category_id"] not in label:
+            known = "give the table that the results were made with"
+            raise InputError(f"category_id {record['category_id']} is not in the table: {known}")
+    pixels = _pixels(picture)
+    width = max(1, round(math.hypot(*size) / 450))
+    order = sorted(range(len(objects)), key=lambda i: objects[i].get("score", 1.0))
+    colours = [
+        colour(i if len(categories) == 1 else label[r["category_id"]])
+        for i, r in enumerate(objects)
+    ]
+    shapes = _shapes(objects, size)
+    for i in order:
+        window, (x, y) = shapes[i]
+        part = pixels[y : y + window.shape[0], x : x + window.shape[1]]
+        shade = np.array(colours[i])
+        inside = window.astype(bool)
+        part[inside] = np.round(part[inside] * (1 - fill) + shade * fill)
+        part[boundary_band(window, width).astype(bool)] = shade
+    image = Image.fromarray(pixels)
+    if names and min(size) >= 64:
+        letters = ImageDraw.Draw(image)
+        for i in order:
+            record, (window, corner) = objects[i], shapes[i]
+            text = categories[label[record["category_id"]]].name
+            if record.get("score", 1.0) < 1:
+                text += f" {record['score']:.2f}"
+            if window.size:
+                _write(letters, text, corner, size, colours[i])
+    return image
+
+
+def side_by_side(
+    pictures: Sequence[Image.Image], titles: Sequence[str] | None = None, gap: int = 8
+) -> Image.Image:
+    """Pictures in a row at one height (the lowest one's), on white, with titles above.
+
+    Raises:
+        InputError: there is no picture, or not one title for each.
+    """
+    if not pictures:
+        raise InputError("no pictures to put side by side")
+    if titles is not None and len(titles) != len(pictures):
+        raise InputError(f"{len(titles)} titles for {len(pictures)} pictures: give one for each")
+    height = min(picture.height for picture in pictures)
+    resized = [
+        p.convert("RGB").resize((max(1, round(p.width * height / p.height)), height))
+        if p.height != height
+        else p.convert("RGB")
+        for p in pictures
+    ]
+    letter = max(11, round(height / 24))
+    top = round(letter * 1.8) if titles is not None else 0
+    width = sum(p.width for p in resized) + gap * (len(resized) + 1)
+    page = Image.new("RGB", (width, height + top + 2 * gap), "white")
+    pen, x = ImageDraw.Draw(page), gap
+    for i, picture in enumerate(resized):
+        page.paste(picture, (x, gap + top))
+        if titles is not None:
+            pen.text((x, gap), titles[i], "black", ImageFont.load_default(letter))
+        x += picture.width + gap
+    return page
+
+
+def report(
+    path: Path | str,
+    title: str,
+    table: Mapping[str, Report],
+    panels: Sequence[Panel],
+    categories: Sequence[Category],
+    *,
+    settings: Mapping[str, object] | None = None,
+    intro: str = "",
+) -> None:
+    """Write a report as one HTML file that needs nothing beside it.
+
+    Args:
+        path: the file to write.
+        title: head of the page.
+        table: one report a method, in the order of the columns.
+        panels: the pictures to show.
+        categories: the category table.
+        settings: what the runs have in common, shown as a list.
+        intro: a paragraph below the title, plain text.
+
+    Raises:
+        InputError: the file cannot be written, or a record does not fit its picture.
+    """
+    body = [f"<header><h1>{html.escape(title)}</h1>"]
+    if intro:
+        body.append(f"<p>{html.escape(intro)}</p>")
+    body.append("</header>")
+    if settings:
+        rows = "".join(
+            f"<div><dt>{html.escape(key)}</dt><dd>{html.escape(str(value))}</dd></div>"
+            for key, value in settings.items()
+        )
+        body.append(f"<section><h2>Settings</h2><dl>{rows}</dl></section>")
+    body.append(_results(table))
+    if panels:
+        body.append(_legend(categories))
+        body += [_panel(panel, categories) for panel in panels]
+    page = _PAGE.replace("{title}", html.escape(title)).replace("{body}", "\n".join(body))
+    with replacing(path) as aside:
+        aside.write_text(page, encoding="utf-8")
+
+
+def _pixels(picture: Tensor) -> NDArray[np.uint8]:
+    """``[H, W, 3]``, a copy."""
+    return picture.detach().cpu().permute(1, 2, 0).contiguous().numpy().astype(np.uint8)
+
+
+def _shapes(records: Records, size: tuple[int, int]) -> list[Mask]:
+    shapes: list[Mask] = []
+    for i, record in enumerate(records):
+        try:
+            window, corner = decode(record["segmentation"], size).window()
+        except ValueError as error:
+            raise InputError(f"record {i} does not fit its picture: {error}") from None
+        shapes.append((window.numpy(), corner))
+    return shapes
+
+
+def _write(
+    pen: ImageDraw.ImageDraw,
+    text: str,
+    corner: tuple[int, int],
+    size: tuple[int, int],
+    shade: Colour,
+) -> None:
+    """A line of text on a plate of its colour, kept inside the picture."""
+    letter = max(10, round(math.hypot(*size) / 65))
+    font = ImageFont.load_default(letter)
+    left, top, right, bottom = pen.textbbox((0, 0), text, font)
+    margin = max(2, letter // 5)
+    width, height = right - left + 2 * margin, bottom - top + 2 * margin
+    x = max(0, min(corner[0], size[1] - width))
+    y = max(0, min(corner[1] - height, size[0] - height))
+    pen.rectangle((x, y, x + width - 1, y + height - 1), shade)
+    bright = 0.299 * shade[0] + 0.587 * shade[1] + 0.114 * shade[2]
+    ink = "black" if bright > 120 else "white"
+    pen.text((x + margin - left, y + margin - top), text, ink, font)
+
+
+def _inline(image: Image.Image, *, exact: bool = False) -> str:
+    """A picture as a data address: PNG if every pixel counts, else JPEG."""
+    buffer = io.BytesIO()
+    if exact:
+        image.save(buffer, "PNG", optimize=True)
+    else:
+        image.thumbnail((WIDEST, WIDEST), Image.Resampling.LANCZOS)
+        image.save(buffer, "JPEG", quality=90, subsampling=0)
+    kind = "png" if exact else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _results(table: Mapping[str, Report]) -> str:
+    """The table of results, with the difference when there are two methods."""
+    keys = [key for key in COLUMNS if any(key in one.values for one in table.values())]
+    rows = {n: [one.values.get(key, math.nan) for key in keys] for n, one in table.items()}
+    best = [
+        max((row[i] for row in rows.values() if not math.isnan(row[i])), default=math.nan)
+        for i in range(len(keys))
+    ]
+    lines = ["<tr><th>percent</th>" + "".join(f"<th>{COLUMNS[key]}</th>" for key in keys) + "</tr>"]
+    for name, row in rows.items():
+        cells = (
+            f'<td class="{"best" if len(rows) > 1 and v == best[i] else ""}">{_figure(v)}</td>'
+            for i, v in enumerate(row)
+        )
+        lines.append(f"<tr><th>{html.escape(name)}</th>{''.join(cells)}</tr>")
+    if len(rows) == 2:
+        first, second = rows.values()
+        cells = (
+            f'<td class="{"up" if b > a else "down" if b < a else ""}">{_figure(b - a, "+")}</td>'
+            for a, b in zip(first, second, strict=True)
+        )
+        lines.append(f'<tr class="difference"><th>difference</th>{"".join(cells)}</tr>')
+    result = f'<section><h2>Results</h2><div class="wide"><table>{"".join(lines)}</table></div>'
+    return result + _classes(table) + "</section>"
+
+
+def _classes(table: Mapping[str, Report]) -> str:
+    kinds = [
+        k
+        for k in ("mask/AP", "boundary/AP", "box/AP")
+        if all(k in one.values for one in table.values())
+    ]
+    if not table or not kinds:
+        return ""
+    heads = "".join(f"<th>{COLUMNS[k]}<br>{html.escape(n)}</th>" for k in kinds for n in table)
+    lines = [f"<tr><th>class</th><th>objects</th>{heads}</tr>"]
+    for name, values in next(iter(table.values())).per_class.items():
+        cells = "".join(
+            f"<td>{_figure(one.per_class[name][kind])}</td>"
+            for kind in kinds
+            for one in table.values()
+        )
+        count = f"{values['objects']:.0f}"
+        lines.append(f"<tr><th>{html.escape(name)}</th><td>{count}</td>{cells}</tr>")
+    rows = "".join(lines)
+    return (
+        '<details><summary>Per class</summary><div class="wide">'
+        f"<table>{rows}</table></div></details>"
+    )
+
+
+def _figure(value: float, sign: str = "") -> str:
+    return "–" if math.isnan(value) else f"{100 * value:{sign}.1f}".replace("-", "−")
+
+
+def _legend(categories: Sequence[Category]) -> str:
+    chips = ""
+    if 1 < len(categories) <= 30:
+        chips = "".join(
+            f'<span class="chip"><i style="background:rgb{colour(i)}"></i>'
+            f"{html.escape(category.name)}</span>"
+            for i, category in enumerate(categories)
+        )
+    return (
+        f'<section><h2>Pictures</h2><p class="legend">{chips}</p>'
+        f'<p class="legend"><span class="chip"><i class="line" style="background:{TRUE}"></i>'
+        "true outline</span>"
+        f'<span class="chip"><i class="line" style="background:{FOUND}"></i>'
+        "outline found</span>"
+        f'<span class="chip"><i style="background:{FOUND};opacity:.45"></i>wrong pixels</span>'
+        "<span>The zooms show the largest objects that every method found, where the true "
+        "outline bends most; IoU of the whole mask and of its boundary band below.</span>"
+        "</p></section>"
+    )
+
+
+def _panel(panel: Panel, categories: Sequence[Category]) -> str:
+    """One picture: input, label and methods in a row, zooms of the same columns below."""
+    size = (panel.picture.shape[1], panel.picture.shape[2])
+    true = _shapes(panel.label, size)
+    found = {name: _shapes(records, size) for name, records in panel.found.items()}
+    zooms = _choose_zooms(panel, true, found)
+    crops = [_choose_crop(true[i], size) for i, _ in zooms]
+
+    plain = Image.fromarray(_pixels(panel.picture))
+    columns = {"input": plain.copy(), "label": overlay(panel.picture, panel.label, categories)}
+    for name, records in panel.found.items():
+        columns[name] = overlay(panel.picture, records, categories)
+    cells = []
+    for name, image in columns.items():
+        marks = ""
+        if name == "input":
+            marks = "".join(
+                f'<rect x="{x}" y="{y}" width="{s}" height="{s}"/>'
+                f'<text x="{x + 0.04 * s}" y="{y + s * 0.3}" font-size="{s * 0.28}">{n}</text>'
+                for n, (x, y, s) in enumerate(crops, 1)
+            )
+        cells.append(
+            f"<figure><figcaption>{html.escape(name)}</figcaption>"
+            f'<svg viewBox="0 0 {size[1]} {size[0]}" role="img" aria-label="{html.escape(name)}">'
+            f'<image href="{_inline(image)}" width="{size[1]}" height="{size[0]}"/>{marks}</svg>'
+            "</figure>"
+        )
+    width = band_width(size)
+    for number, ((index, matches), (x, y, side)) in enumerate(zip(zooms, crops, strict=True), 1):
+        crop = _inline(plain.crop((x, y, x + side, y + side)), exact=True)
+        truth = _cut(true[index], x, y, side)
+        labelled = html.escape(_name(panel.label[index], categories))
+        cells.append(_zoom(crop, side, None, None, f"{number}: {labelled}"))
+        cells.append(_zoom(crop, side, truth, None, "true outline"))
+        for name, match in matches.items():
+            shape = found[name][match]
+            whole = mask_iou(shape, true[index])
+            bands = [(boundary_band(w, width), corner) for w, corner in (shape, true[index])]
+            caption = f"IoU {100 * whole:.1f}, boundary {100 * mask_iou(*bands):.1f}"
+            cells.append(_zoom(crop, side, truth, _cut(shape, x, y, side), caption))
+    return (
+        f"<section class=panel><h3>{html.escape(panel.name)}</h3>"
+        f'<div class="grid" style="--columns:{len(columns)}">{"".join(cells)}</div></section>'
+    )
+
+
+def _name(record: Mapping[str, Any], categories: Sequence[Category]) -> str:
+    return next((c.name for c in categories if c.id == record["category_id"]), "?")
+
+
+def _choose_zooms(
+    panel: Panel, true: Sequence[Mask], found: Mapping[str, Sequence[Mask]]
+) -> list[tuple[int, dict[str, int]]]:
+    """The largest true objects that every method found, with each method's best match."""
+    order = sorted(range(len(true)), key=lambda i: -int(true[i][0].sum()))
+    chosen: list[tuple[int, dict[str, int]]] = []
+    for i in order:
+        matches = {}
+        for name, shapes in found.items():
+            ious = [
+                mask_iou(shape, true[i])
+                if record["category_id"] == panel.label[i]["category_id"]
+                else 0.0
+                for shape, record in zip(shapes, panel.found[name], strict=True)
+            ]
+            if ious and max(ious) >= 0.5:
+                matches[name] = int(np.argmax(ious))
+        if found and len(matches) == len(found) and true[i][0].size >= 64:
+            chosen.append((i, matches))
+        if len(chosen) == ZOOMS:
+            break
+    return chosen
+
+
+def _choose_crop(shape: Mask, size: tuple[int, int]) -> tuple[int, int, int]:
+    """(x, y, side) of the square in the picture where the outline bends most.
+
+    How much it bends at a pixel is how far the share of the mask around it is from one half.
+    """
+    window, (left, top) = shape
+    side = min(max(40, max(window.shape) // 3), 80, *size)
+    radius = max(2, side // 10)
+    edge = boundary_band(window, 1).astype(np.float64)
+    rows, columns = np.arange(window.shape[0]) + top, np.arange(window.shape[1]) + left
+    edge[(rows == 0) | (rows == size[0] - 1)] = 0  # the picture's border is no outline
+    edge[:, (columns == 0) | (columns == size[1] - 1)] = 0
+    share = _sums(np.pad(window.astype(np.float64), radius), 2 * radius + 1)
+    bend = np.abs(share / (2 * radius + 1) ** 2 - 0.5)
+    # Squares may stick out of the window by half their side.
+    half = side // 2
+    total = _sums(np.pad(edge * (bend**2 + 1e-3), half), side)
+    y, x = np.unravel_index(int(total.argmax()), total.shape)
+    x, y = int(x) + left - half, int(y) + top - half
+    return max(0, min(x, size[1] - side)), max(0, min(y, size[0] - side)), side
+
+
+def _sums(values: NDArray[np.float64], side: int) -> NDArray[np.float64]:
+    """Sum over each square of ``side`` that lies in ``values``."""
+    total = np.pad(values, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
+    rows = total[side:] - total[:-side]
+    sums: NDArray[np.float64] = rows[:, side:] - rows[:, :-side]
+    return sums
+
+
+def _cut(shape: Mask, x: int, y: int, side: int) -> NDArray[np.bool_]:
+    """A mask inside a square of the picture, ``[side, side]``."""
+    window, (left, top) = shape
+    result = np.zeros((side, side), dtype=bool)
+    x1, y1 = max(x, left), max(y, top)
+    x2, y2 = min(x + side, left + window.shape[1]), min(y + side, top + window.shape[0])
+    if x1 < x2 and y1 < y2:
+        result[y1 - y : y2 - y, x1 - x : x2 - x] = window[
+            y1 - top : y2 - top, x1 - left : x2 - left
+        ]
+    return result
+
+
+def _zoom(
+    crop: str,
+    side: int,
+    true: NDArray[np.bool_] | None,
+    found: NDArray[np.bool_] | None,
+    caption: str,
+) -> str:
+    """A crop with pixels as squares, outlines drawn along their edges, at any size sharp."""
+    parts = [f'<image class="raw" href="{crop}" width="{side}" height="{side}"/>']
+    if true is not None and found is not None:
+        parts.append(f'<path class="wrong" d="{_squares(true ^ found)}"/>')
+    if true is not None:
+        parts.append(f'<path class="dark" d="{_outline(true)}"/>')
+        parts.append(f'<path class="true" d="{_outline(true)}"/>')
+    if found is not None:
+        parts.append(f'<path class="found" d="{_outline(found)}"/>')
+    return (
+        f'<figure class="zoom"><svg viewBox="0 0 {side} {side}">{"".join(parts)}</svg>'
+        f"<figcaption>{caption}</figcaption></figure>"
+    )
+
+
+def _outline(mask: NDArray[np.bool_]) -> str:
+    """SVG path along the edges between pixels in and out of a mask, not along the crop's own."""
+    path = []
+    for y, row in enumerate(mask[1:] != mask[:-1], 1):
+        path += [f"M{start} {y}h{length}" for start, length in _stretches(row)]
+    for x, column in enumerate((mask[:, 1:] != mask[:, :-1]).T, 1):
+        path += [f"M{x} {start}v{length}" for start, length in _stretches(column)]
+    return "".join(path)
+
+
+def _squares(mask: NDArray[np.bool_]) -> str:
+    """SVG path that fills the pixels of a mask."""
+    return "".join(
+        f"M{start} {y}h{length}v1h-{length}z"
+        for y, row in enumerate(mask)
+        for start, length in _stretches(row)
+    )
+
+
+def _stretches(line: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """(start, length) of each run of True."""
+    edges = np.flatnonzero(np.diff(line.astype(np.int8), prepend=0, append=0))
+    return [(int(a), int(b - a)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+:root { color-scheme: light dark; --back: #fbfbfa; --card: #fff; --ink: #1c2024; --dim: #667;
+  --rule: #dfe1e4; --good: #08744f; --bad: #b2400a; --wash: #f0f4f2; }
+@media (prefers-color-scheme: dark) { :root { --back: #14161a; --card: #1c1f24; --ink: #e6e7e9;
+  --dim: #98a0aa; --rule: #32363d; --good: #4cc79a; --bad: #f0945f; --wash: #20302a; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 1440px; padding: 2.5rem 2rem 4rem; background: var(--back);
+  color: var(--ink); font: 15px/1.5 system-ui, -apple-system, "Segoe UI", "DejaVu Sans",
+  sans-serif; }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .5rem; letter-spacing: -.01em; }
+h2 { font-size: 1.15rem; margin: 2.4rem 0 .7rem; }
+h3 { font-size: .95rem; margin: 0 0 .7rem; font-weight: 600; }
+header p { max-width: 68ch; margin: 0; color: var(--dim); }
+dl { display: flex; flex-wrap: wrap; gap: .5rem 2.2rem; margin: 0; }
+dt { color: var(--dim); font-size: .8rem; } dd { margin: 0; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; background: var(--card);
+  border: 1px solid var(--rule); }
+th, td { padding: .5rem .85rem; text-align: right; border-bottom: 1px solid var(--rule); }
+tr:last-child > * { border-bottom: 0; }
+th { font-weight: 600; } th:first-child { text-align: left; white-space: nowrap; }
+tr:first-child th { color: var(--dim); font-size: .8rem; font-weight: 500; line-height: 1.25;
+  vertical-align: bottom; max-width: 7.5rem; }
+.best { font-weight: 700; background: var(--wash); }
+.difference > * { color: var(--dim); font-weight: 400; }
+.difference .up { color: var(--good); } .difference .down { color: var(--bad); }
+details { margin-top: 1rem; } summary { cursor: pointer; color: var(--dim); margin-bottom: .6rem; }
+.legend { display: flex; flex-wrap: wrap; gap: .3rem 1.3rem; align-items: center; margin: .2rem 0;
+  color: var(--dim); font-size: .88rem; }
+.chip { display: inline-flex; align-items: center; gap: .45rem; color: var(--ink); }
+.chip i { width: .95rem; height: .95rem; border-radius: 3px; border: 1px solid #0004; }
+.chip i.line { height: .35rem; border: 1px solid #0009; }
+.panel { margin-top: 1.2rem; padding: 1rem; background: var(--card); border: 1px solid var(--rule);
+  border-radius: 8px; overflow-x: auto; }
+.grid { display: grid; gap: .7rem; grid-template-columns:
+  repeat(var(--columns), minmax(180px, 1fr)); }
+figure { margin: 0; min-width: 0; }
+figcaption { font-size: .82rem; color: var(--dim); margin: 0 0 .25rem; }
+.zoom figcaption { margin: .2rem 0 0; font-variant-numeric: tabular-nums; }
+svg { display: block; width: 100%; height: auto; border-radius: 4px; background: #0002; }
+svg image.raw { image-rendering: pixelated; }
+path { fill: none; vector-effect: non-scaling-stroke; stroke-linecap: square; }
+rect { fill: none; stroke: #fff; stroke-width: 2; vector-effect: non-scaling-stroke; }
+svg text { fill: #fff; paint-order: stroke; stroke: #000a; stroke-width: 2px; font-weight: 700; }
+.dark { stroke: #000b; stroke-width: 5; } .true { stroke: TRUE; stroke-width: 3; }
+.found { stroke: FOUND; stroke-width: 1.8; } .wrong { fill: FOUND; fill-opacity: .45; }
+@media print { .panel { break-inside: avoid; } }
+</style></head>
+<body>
+{body}
+</body></html>
+""".replace("TRUE", TRUE).replace("FOUND", FOUND)
