@@ -136,8 +136,8 @@ def _parse_counts(text: str) -> NDArray[np.int64]:
     A character minus 48 has five bits of value and one (32) that says "more follows"; the last
     one's bit 16 is the sign. From the fourth on, a number is added to the one before the last.
     """
-    digits = np.frombuffer(text.encode("ascii", "replace"), dtype=np.uint8).astype(np.int64) - 48
-    if not len(digits) or digits.min() < 0 or digits.max() > 63 or digits[-1] & 32:
+    digits = np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64) - 48
+    if not text or digits.min() < 0 or digits.max() > 63 or digits[-1] & 32:
         raise ValueError("RLE counts are damaged")
     ends = np.flatnonzero(digits & 32 == 0)
     starts = np.concatenate([[0], ends[:-1] + 1])
@@ -181,10 +181,11 @@ def _check_polygons(polygons: Sequence[Any], size: tuple[int, int]) -> list[NDAr
             raise ValueError("a polygon is not a flat list x, y, x, y ...")
         if not np.isfinite(points).all():
             raise ValueError("a polygon has a coordinate that is not finite")
+        if len(points) < 6:
+            continue
         if np.abs(points).max() > reach:  # drawing takes memory by the length of the outline
             raise ValueError("a polygon lies far outside of its picture")
-        if len(points) >= 6:
-            checked.append(points)
+        checked.append(points)
     if not checked:
         raise ValueError("no polygon with at least 3 points")
     return checked
