@@ -16,10 +16,12 @@ follows the number of objects and not the size of the pictures. Rules that decid
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from brefine.data.coco import CocoSet, decode
+from brefine.files import replacing
 from brefine.parts.masks import paste
 from brefine.progress import track
 from brefine.structures import Category, InputError, Instances
@@ -92,6 +95,24 @@ class Report:
             "per_class": {name: plain(values) for name, values in self.per_class.items()},
             "thresholds": self.thresholds,
         }
+
+    def save(self, folder: Path) -> None:
+        """Write ``evaluation.json`` and ``predictions.json`` (the records) into a folder."""
+        for name, value in (("evaluation", self.as_dict()), ("predictions", self.records)):
+            with replacing(folder / f"{name}.json") as aside:
+                aside.write_text(json.dumps(value), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Report:
+        """Read what ``save`` wrote."""
+        figures = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+        records = json.loads((folder / "predictions.json").read_text(encoding="utf-8"))
+
+        def whole(values: Mapping[str, float | None]) -> dict[str, float]:
+            return {key: math.nan if v is None else v for key, v in values.items()}
+
+        per_class = {name: whole(values) for name, values in figures["per_class"].items()}
+        return cls(whole(figures["values"]), per_class, records, figures["thresholds"])
 
 
 def evaluate(

@@ -2,7 +2,7 @@
 
 A run folder holds everything about a run: ``recipe.yaml`` as actually used, ``versions.json``,
 ``categories.json``, ``metrics.csv`` (losses, rates and gradient norms by step),
-``evaluation.json``, the model folders ``last/`` and ``best/``, and ``checkpoint.ckpt`` to resume
+``evaluation.json`` and ``predictions.json`` of the end, the model folders ``last/`` and ``best/``, and ``checkpoint.ckpt`` to resume
 from.
 """
 
@@ -272,8 +272,7 @@ class Evaluation(L.Callback):
         thresholds, scores = (report.thresholds, report.values) if report else (None, None)
         self.save("last", model, thresholds, scores)
         if report:
-            with replacing(self.out / "evaluation.json") as aside:
-                aside.write_text(json.dumps(report.values, indent=1), encoding="utf-8")
+            report.save(self.out)
 
     def run(self, model: nn.Module, when: str, *, given_boxes: bool = False) -> Report | None:
         """Evaluate, say the main figures, and keep the model if it is the best so far."""
