@@ -2,8 +2,8 @@
 
 A run folder holds everything about a run: ``recipe.yaml`` as actually used, ``versions.json``,
 ``categories.json``, ``metrics.csv`` (losses, rates and gradient norms by step),
-``evaluation.json`` and ``predictions.json`` of the end, the model folders ``last/`` and ``best/``, and ``checkpoint.ckpt`` to resume
-from.
+``evaluation.json`` and ``predictions.json`` of the end, the model folders ``last/`` and
+``best/``, and ``checkpoint.ckpt`` to resume from.
 """
 
 from __future__ import annotations
@@ -162,10 +162,10 @@ class Learner(L.LightningModule):
             if grads:
                 self.log(f"grad_{name}", torch.stack(grads).norm())
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """SGD or AdamW; biases and norms do not decay."""
         parameters = [p for p in self.model.parameters() if p.requires_grad]
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": [p for p in parameters if p.ndim > 1]},
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
         ]
