@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from rank_sort_loop import Result, rank_sort_loop
 from torch import Tensor
 from torch.autograd import gradcheck
 from torchvision.ops import generalized_box_iou, generalized_box_iou_loss
@@ -17,6 +16,7 @@ from torchvision.ops import generalized_box_iou, generalized_box_iou_loss
 from brefine import losses
 from brefine.losses import rank_sort
 from brefine.structures import InputError
+from rank_sort_loop import Result, rank_sort_loop
 
 GOLDEN = Path(__file__).parent / "golden" / "rank_sort.npz"
 CASES = sorted({key.split("/")[0] for key in np.load(GOLDEN).files} - {"commit"})
@@ -285,3 +285,260 @@ def test_memory_stays_bounded_with_many_positives():
     # 10,000 x 10,000 float64 are 800 MB; bools alone would be 100
     run = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
     assert int(run.stdout) < 40_000
+
+
+# Boundary region
+
+
+def erode(mask: np.ndarray) -> np.ndarray:
+    """One erosion by 3x3, pixel by pixel; outside of the grid is what is at its border."""
+    side = np.pad(mask, 1, mode="edge")
+    height, width = mask.shape
+    return np.array(
+        [[side[i : i + 3, j : j + 3].min() for j in range(width)] for i in range(height)]
+    )
+
+
+def shapes(size: int) -> np.ndarray:
+    """A disk, a ring, one cut off by the border, one pixel, lines, noise, blobs, empty, full."""
+    ys, xs = np.mgrid[:size, :size] + 0.5
+    radius = np.hypot(ys - size / 2, xs - size / 2)
+    one, line, cross = (np.zeros((size, size)) for _ in range(3))
+    one[size // 2, 3] = line[:, 5] = cross[4:7] = cross[:, -1] = 1
+    rng = np.random.default_rng(0)
+    return np.stack(
+        [
+            radius < size * 0.4,
+            (radius < size * 0.45) & (radius > size * 0.2),
+            np.hypot(ys - 1, xs - size / 2) < size * 0.4,
+            one,
+            line,
+            cross,
+            rng.random((size, size)) < 0.7,
+            np.kron(rng.random((7, 7)) < 0.6, np.ones((size // 7, size // 7))),
+            np.zeros((size, size)),
+            np.ones((size, size)),
+        ]
+    ).astype(np.float32)
+
+
+@pytest.mark.parametrize(("size", "width"), [(14, 1), (28, 1), (56, 2)])
+def test_boundary_region_is_mask_minus_erosions(size, width):
+    masks = shapes(size)
+    expected = masks.copy()
+    for mask in expected:
+        for _ in range(width):
+            mask[:] = erode(mask)
+    expected = masks - expected
+    for dtype in (torch.float32, torch.bool, torch.uint8, torch.float16, torch.float64):
+        band = losses.boundary_region(torch.from_numpy(masks).to(dtype))
+        assert band.dtype == dtype
+        np.testing.assert_array_equal(band.double().numpy(), expected)
+    assert expected[0].any()
+    assert not expected[-2:].any()
+
+
+def test_boundary_region_by_hand():
+    mask = torch.zeros(1, 14, 14)
+    mask[:, :6, 3:10] = 1  # cut off at the top: no band along the cut
+    expected = torch.zeros(1, 14, 14)
+    expected[:, :6, 3] = expected[:, :6, 9] = expected[:, 5, 3:10] = 1
+    assert torch.equal(losses.boundary_region(mask), expected)
+
+
+def test_boundary_width_follows_the_diagonal():
+    half = torch.zeros(1, 40, 60)
+    half[:, :, :30] = 1
+    for ratio, width in ((0.0, 1), (0.02, 1), (0.05, 4), (0.1, 7)):  # the diagonal is 72.1
+        assert losses.boundary_region(half, ratio)[0, 0].sum() == width
+    assert losses.boundary_region(torch.zeros(0, 28, 28)).shape == (0, 28, 28)
+    with pytest.raises(InputError, match=r"boundary_region: masks are \(28, 28\)"):
+        losses.boundary_region(torch.zeros(28, 28))
+    with pytest.raises(InputError, match="ratio -1"):
+        losses.boundary_region(torch.zeros(1, 28, 28), -1)
+
+
+# Mask losses
+
+
+def random_masks(count: int = 3, size: int = 8) -> tuple[Tensor, Tensor]:
+    rng = torch.Generator().manual_seed(0)
+    logits = torch.randn(count, size, size, generator=rng, dtype=torch.float64) * 3
+    masks = (torch.rand(count, size, size, generator=rng) < 0.4).double()
+    return logits.requires_grad_(), masks
+
+
+@pytest.mark.parametrize("name", losses.MASK_LOSSES)
+def test_mask_losses_have_true_gradients(name):
+    logits, masks = random_masks()
+    assert gradcheck(lambda x: losses.MASK_LOSSES[name](x, masks), (logits,))
+
+
+@pytest.mark.parametrize("name", losses.MASK_LOSSES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_mask_losses_contract(name, dtype):
+    loss = losses.MASK_LOSSES[name]
+    logits, masks = random_masks(4)
+    x = (logits.detach() * 1e4 / 3).clamp(-6e4, 6e4).to(dtype).requires_grad_()
+    for truth in (masks, masks.bool(), masks.to(torch.uint8), torch.zeros_like(masks)):
+        value = loss(x, truth)
+        assert value.shape == (4,)
+        (grad,) = torch.autograd.grad(value.float().sum(), x)
+        assert value.isfinite().all()
+        assert grad.isfinite().all()
+        assert (value >= 0).all()
+    right = torch.where(masks > 0, 50.0, -50.0).to(dtype)
+    assert (loss(right, masks) <= 1e-3).all()
+    assert (loss(-right, masks) > 0.9).all()
+    assert loss(x[:0], masks[:0]).shape == (0,)
+    with pytest.raises(InputError, match="mask loss: logits are"):
+        loss(x, masks[:3])
+    with pytest.raises(InputError, match="mask loss: logits are"):
+        loss(x[0], masks[0])
+
+
+def test_mask_losses_equal_their_equations():
+    logits, masks = random_masks()
+    p = 1 / (1 + (-logits).exp())
+    cross = -(masks * p.log() + (1 - masks) * (1 - p).log())
+    torch.testing.assert_close(losses.bce(logits, masks), cross.mean((1, 2)))
+    for i in range(3):  # RoI by RoI: nothing leaks between them
+        x, g = p[i].flatten(), masks[i].flatten()
+        dice = 1 - (2 * x @ g + 1) / (x @ x + g @ g + 1)
+        torch.testing.assert_close(losses.dice(logits, masks)[i], dice)
+    true = torch.where(masks > 0, p, 1 - p)
+    focal = torch.where(masks > 0, 0.25, 0.75) * (1 - true) ** 2 * cross
+    torch.testing.assert_close(losses.focal(logits, masks), focal.mean((1, 2)))
+    flat = losses.focal(logits, masks, gamma=0, alpha=0.5)
+    torch.testing.assert_close(flat, 0.5 * losses.bce(logits, masks))
+    both = losses.bce(logits, masks) + losses.dice(logits, masks)
+    torch.testing.assert_close(losses.bce_dice(logits, masks), both)
+
+
+def test_boundary_bce_counts_the_band_more():
+    logits = torch.randn(
+        10, 28, 28, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
+    masks = torch.from_numpy(shapes(28)).double()
+    band = losses.boundary_region(masks)
+    cross = F.binary_cross_entropy_with_logits(logits, masks, reduction="none")
+    for weight in (0.0, 1.0, 2.5):
+        expected = torch.stack(
+            [((1 + weight * band[i]) * cross[i]).sum() / 28**2 for i in range(10)]
+        )
+        torch.testing.assert_close(losses.boundary_bce(logits, masks, weight=weight), expected)
+    torch.testing.assert_close(
+        losses.boundary_bce(logits, masks, weight=0), losses.bce(logits, masks)
+    )
+
+
+def test_large_masks_do_not_overflow_half_precision():
+    logits, masks = torch.full((1, 400, 400), 20.0).half(), torch.ones(1, 400, 400)
+    for name, loss in losses.MASK_LOSSES.items():  # a plain sum of 160,000 ones is inf
+        assert loss(logits, masks).item() == pytest.approx(0, abs=1e-2), name
+
+
+# GIoU
+
+BOXES = st.tuples(*[st.floats(0, 50, width=32)] * 2, *[st.floats(1, 50, width=32)] * 2)
+
+
+@settings(deadline=None, max_examples=100)
+@given(pairs=st.lists(st.tuples(BOXES, BOXES), min_size=1, max_size=8))
+def test_giou_equals_torchvision(pairs):
+    a, b = (torch.tensor([pair[k] for pair in pairs], dtype=torch.float64) for k in (0, 1))
+    a[:, 2:] += a[:, :2]
+    b[:, 2:] += b[:, :2]
+    ours = losses.giou(a, b)
+    torch.testing.assert_close(ours, generalized_box_iou_loss(a, b), rtol=0, atol=1e-6)
+    torch.testing.assert_close(ours, 1 - generalized_box_iou(a, b).diagonal(), rtol=0, atol=1e-9)
+
+
+def test_giou_gradients():
+    rng = torch.Generator().manual_seed(0)
+    a, b = (torch.rand(6, 4, generator=rng, dtype=torch.float64) * 9 for _ in range(2))
+    a[:, 2:] += a[:, :2] + 1
+    b[:, 2:] += b[:, :2] + 1
+    b[0] += 100  # no overlap: GIoU still pulls
+    assert gradcheck(losses.giou, (a.requires_grad_(), b.requires_grad_()))
+    (grad,) = torch.autograd.grad(losses.giou(a, b)[0], a)
+    assert (grad[0, 2:] < 0).all()  # towards the target, far to the right and below
+
+
+def test_giou_edges():
+    box = torch.tensor([[1.0, 2, 5, 9]])
+    assert losses.giou(box, box).item() == pytest.approx(0)
+    far = losses.giou(box, box + 1e5).item()
+    assert 1.99 < far <= 2
+    empty = torch.tensor([[3.0, 3, 3, 3], [3, 3, 3, 9], [5, 5, 2, 2], [0, 0, 0, 0]])
+    x = empty.clone().requires_grad_()
+    for target in (box.expand(4, 4), empty):
+        value = losses.giou(x, target)
+        (grad,) = torch.autograd.grad(value.sum(), x)
+        assert value.isfinite().all()
+        assert grad.isfinite().all()
+        assert ((value >= 0) & (value <= 2)).all()
+    assert losses.giou(empty[:1], empty[:1]).item() == 1
+    assert losses.giou(torch.zeros(0, 4), torch.zeros(0, 4)).shape == (0,)
+    big = torch.tensor([[0.0, 0, 1300, 800]]).half()  # its area is beyond float16
+    assert losses.giou(big, big * 0.5).item() == pytest.approx(0.75, abs=1e-3)
+    for a, b in ((box, box[0]), (box[0], box[0]), (box, torch.zeros(2, 4))):
+        with pytest.raises(InputError, match="giou: boxes and targets are"):
+            losses.giou(a, b)
+
+
+# Weighted mean and balance
+
+
+def test_weighted_mean():
+    values = torch.tensor([1.0, 2, 4], requires_grad=True)
+    weights = torch.tensor([0.5, 0.0, 0.25], requires_grad=True)
+    mean = losses.weighted_mean(values, weights)
+    assert mean.item() == pytest.approx((0.5 * 1 + 0.25 * 4) / 0.75)
+    mean.backward()
+    torch.testing.assert_close(values.grad, torch.tensor([2 / 3, 0, 1 / 3]))
+    assert weights.grad is None
+    for count in (0, 3):  # no samples, or weights that are all 0
+        x = torch.ones(count, requires_grad=True)
+        zero = losses.weighted_mean(x, torch.zeros(count))
+        zero.backward()
+        assert zero.item() == 0
+        assert (x.grad == 0).all()
+    with pytest.raises(InputError, match="weighted_mean: losses and weights"):
+        losses.weighted_mean(torch.ones(3), torch.ones(2))
+    rng = torch.Generator().manual_seed(0)
+    x = torch.rand(5, generator=rng, dtype=torch.float64, requires_grad=True)
+    w = torch.rand(5, generator=rng, dtype=torch.float64)
+    assert gradcheck(lambda x: losses.weighted_mean(x, w), (x,))
+
+
+def test_weighted_mean_of_many_halves():
+    x = torch.full((200_000,), 0.5, dtype=torch.float16)  # the weights' sum is beyond float16
+    assert losses.weighted_mean(x, torch.ones_like(x)).item() == pytest.approx(0.5, abs=1e-3)
+
+
+def test_balance():
+    ranking = torch.tensor(0.6, requires_grad=True)
+    raw = torch.tensor(0.2, requires_grad=True)
+    balanced = losses.balance(ranking, raw)
+    assert balanced.item() == pytest.approx(0.6)  # reads the ranking loss ...
+    balanced.backward()
+    assert raw.grad.item() == pytest.approx(0.6 / 0.2)  # ... lambda is a constant ...
+    assert ranking.grad is None  # ... and nothing flows into the ranking
+
+
+def test_balance_floor_and_guard():
+    raw = torch.tensor(0.5, requires_grad=True)
+    losses.balance(torch.tensor(0.0), raw).backward()
+    assert raw.grad == 0
+    raw.grad = None
+    losses.balance(torch.tensor(0.01), raw, floor=0.25).backward()
+    assert raw.grad.item() == pytest.approx(0.25 / 0.5)
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        zero = torch.zeros((), dtype=dtype, requires_grad=True)
+        value = losses.balance(torch.tensor(0.9, dtype=dtype), zero)
+        value.backward()
+        assert value == 0
+        assert zero.grad.isfinite() or dtype == torch.float16  # 9e5 is beyond float16
+    tiny = losses.balance(torch.tensor(0.9), torch.tensor(1e-9))
+    assert tiny.item() == pytest.approx(0.9e-3)
