@@ -19,6 +19,7 @@ from brefine.data.coco import CocoSet
 from brefine.data.loader import read_picture, to_tensor
 from brefine.data.transforms import resize
 from brefine.files import replacing
+from brefine.formats import write_coco, write_mask_pngs
 from brefine.parts.boxes import clip
 from brefine.parts.masks import to_records
 from brefine.progress import console, track
@@ -180,8 +181,7 @@ def predict_files(
         InputError: no picture, one that cannot be read (nothing is written then) or that
             ``data`` does not know, or ``out`` holds something else.
     """
-    from brefine.draw import overlay
-    from brefine.formats import write_coco, write_mask_pngs
+    from brefine.draw import overlay  # brings evaluation along: too much for one picture
 
     out = Path(out)
     own = {"predictions.json", "masks", "overlays"}
