@@ -206,9 +206,7 @@ class Segmenter(Protocol):
         """
         ...
 
-    def predict(
-        self, images: Images, given: Sequence[Instances] | None = None
-    ) -> list[Instances]:
+    def predict(self, images: Images, given: Sequence[Instances] | None = None) -> list[Instances]:
         """Objects of each picture, best score first, in pixels of the picture given.
 
         Args:

@@ -140,7 +140,8 @@ class FusionMaskHead(nn.Module):
                 x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
             detail = roi.pool(features[:1], rois, 14 << stage, strides[:1], self.convention)
             x = context(x + auxiliary(detail))
-        return self.logits(x, labels)
+        logits: Tensor = self.logits(x, labels)
+        return logits
 
     def loss(
         self, features: Sequence[Tensor], rois: Tensor, labels: Tensor, truth: Truth

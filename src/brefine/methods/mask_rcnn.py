@@ -94,14 +94,13 @@ class FCNMaskHead(nn.Module):
         self.num_levels = 4 if levels == "all" else 1
         self.criterion, self.convention, self.finest = loss, convention, finest
         self.convs = nn.ModuleList(conv3x3(channels) for _ in range(num_convs))
-        self.upsample = nn.ModuleList(
-            nn.ConvTranspose2d(channels, channels, 2, stride=2) for _ in range(doublings)
-        )
-        for layer in self.upsample:
+        upsample = [nn.ConvTranspose2d(channels, channels, 2, stride=2) for _ in range(doublings)]
+        for layer in upsample:
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
             # One tap feeds each output cell, so what torch calls fan out is 4 times too many.
             layer.weight.data *= 2
-            nn.init.zeros_(layer.bias)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        self.upsample = nn.ModuleList(upsample)
         self.logits = ClassLogits(channels, num_classes)
 
     def forward(self, features: Sequence[Tensor], rois: Tensor, labels: Tensor) -> Tensor:
@@ -119,7 +118,8 @@ class FCNMaskHead(nn.Module):
             x = F.relu(conv(x))
         for deconv in self.upsample:
             x = F.relu(deconv(x))
-        return self.logits(x, labels)
+        logits: Tensor = self.logits(x, labels)
+        return logits
 
     def loss(
         self, features: Sequence[Tensor], rois: Tensor, labels: Tensor, truth: Truth

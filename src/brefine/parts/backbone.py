@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from functools import partial
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import timm
 import torch
@@ -31,6 +31,8 @@ class Backbone(nn.Module):
     """
 
     strides = (4, 8, 16, 32, 64)
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,
@@ -92,10 +94,10 @@ class Backbone(nn.Module):
         return list(cast("dict[str, Tensor]", levels).values())
 
 
-def _features(name: str) -> nn.Module:
+def _features(name: str) -> Any:
     """The bare timm feature network with strides 4, 8, 16, 32 and random weights."""
     try:
-        probe = timm.create_model(name, features_only=True, pretrained=False)
+        probe: Any = timm.create_model(name, features_only=True, pretrained=False)
     except RuntimeError as error:
         known = ", ".join(timm.list_models(f"*{name[:6]}*")[:5]) or "see timm.list_models()"
         raise InputError(f"no timm backbone {name!r} with features; similar: {known}") from error
@@ -109,7 +111,4 @@ def _features(name: str) -> nn.Module:
     indices = tuple(
         max(i for i, reduction in enumerate(reductions) if reduction == s) for s in (4, 8, 16, 32)
     )
-    body: nn.Module = timm.create_model(
-        name, features_only=True, pretrained=False, out_indices=indices
-    )
-    return body
+    return timm.create_model(name, features_only=True, pretrained=False, out_indices=indices)

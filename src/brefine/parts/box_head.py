@@ -149,7 +149,9 @@ class BoxHead(nn.Module):
         boxes = B.decode(deltas, torch.cat(list(proposals))[:, None], DELTA_WEIGHTS)
         counts = [len(proposal) for proposal in proposals]
         found = []
-        for box, score, size in zip(boxes.split(counts), scores.split(counts), sizes, strict=True):
+        for box, score, size in zip(
+            torch.split(boxes, counts), torch.split(scores, counts), sizes, strict=True
+        ):
             box = B.clip(box, size).flatten(0, 1)
             label = torch.arange(self.num_classes, device=box.device).repeat(len(score))
             score = score.flatten()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -156,13 +156,13 @@ class TwoStage(nn.Module):
             targets: boxes, labels and masks of each picture; none is legal.
         """
         features = self.trunk(images)
-        proposed = self.rpn(features)
+        proposed: tuple[list[Tensor], list[Tensor], list[Tensor]] = self.rpn(features)
         rpn_named, rpn_box = self.rpn.loss(*proposed, targets)
         proposals = self.rpn.propose(*proposed, images.sizes, training=True)
         rois = self.box_head.sample(proposals, targets)
         cls_named, box, scores = self.box_head.loss(features, rois)
         positive = self._mask_rois(rois.labels)
-        mask = self.mask_head.loss(
+        mask = cast(MaskHead, self.mask_head).loss(
             features,
             rois.rows[positive],
             rois.labels[positive],
@@ -196,12 +196,13 @@ class TwoStage(nn.Module):
         """
         features = self.trunk(images)
         if given is None:
-            proposals = self.rpn.propose(*self.rpn(features), images.sizes, training=False)
+            proposed: tuple[list[Tensor], list[Tensor], list[Tensor]] = self.rpn(features)
+            proposals = self.rpn.propose(*proposed, images.sizes, training=False)
             given = self.box_head.detect(features, proposals, images.sizes)
         rows = roi.rows([instances.boxes for instances in given])
         labels = torch.cat([instances.labels for instances in given])
         logits = self.mask_head(features, rows, labels)
-        parts = logits.split([len(instances) for instances in given])
+        parts = torch.split(logits, [len(instances) for instances in given])
         return [replace(inst, logits=part) for inst, part in zip(given, parts, strict=True)]
 
     def _mask_rois(self, labels: Tensor) -> Tensor:
