@@ -37,9 +37,11 @@ def read_picture(path: Path | str) -> Tensor:
             range of values (floats); names the file.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+        # Given a path, Pillow maps plain TIFFs into memory and then mixes up their rows where the
+        # EXIF orientation says a quarter turn; given an open file it reads them.
+        with warnings.catch_warnings(), open(path, "rb") as file:
+            warnings.simplefilter("ignore")  # damage that matters ends as an error below
+            with Image.open(file) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise Image.DecompressionBombError
                 return to_tensor(image)
@@ -197,10 +199,10 @@ def train_loader(
         InputError: no usable annotation, or pictures that are not there; names the file.
     """
     if not dataset.usable():
-        skipped = f" ({len(dataset.skipped)} unusable, first: {dataset.skipped[0]})"
-        raise InputError(
-            f"{dataset.path}: no usable annotation to train on{skipped if dataset.skipped else ''}"
-        )
+        fault = f"{dataset.path}: no usable annotation to train on"
+        if dataset.skipped:
+            fault += f" ({len(dataset.skipped)} unusable, first: {dataset.skipped[0]})"
+        raise InputError(fault)
     missing = [picture.file for picture in dataset.pictures if not picture.file.is_file()]
     if missing:
         raise InputError(
