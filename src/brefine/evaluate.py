@@ -28,8 +28,10 @@ import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from brefine.data.coco import CocoSet, decode
 from brefine.files import replacing
@@ -251,30 +253,37 @@ def mask_iou(one: Mask, other: Mask) -> float:
 def print_table(rows: Mapping[str, Report], console: Console) -> None:
     """Print reports, one row a method, in percent; the best of each column is bold."""
     keys, cells = _cells(rows)
-    table = Table(title="percent, higher is better", title_style="dim", caption=None)
-    table.add_column("method", no_wrap=True)
+    # Fits 80 columns: heads broken at every space, no more than one space between columns.
+    padding = (0, 1, 0, 0) if console.width >= 100 else 0
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=padding)
+    table.add_column("percent", overflow="fold")
     for key in keys:
-        table.add_column(COLUMNS[key].replace(", ", ",\n"), justify="right", min_width=5)
+        table.add_column(COLUMNS[key].replace(" ", "\n"), justify="right", no_wrap=True)
     for name, row in cells.items():
-        table.add_row(name, *(f"[bold]{text}[/]" if best else text for text, best in row))
+        marked = (f"[bold]{text}[/]" if best else text for text, best in row)
+        table.add_row(Text(name), *marked)
     console.print(table)
 
 
 def print_classes(rows: Mapping[str, Report], console: Console) -> None:
     """Print mask, boundary and box AP of every class, in percent, a column for each method."""
-    table = Table(title="per class, percent", title_style="dim")
-    table.add_column("class")
-    table.add_column("objects", justify="right")
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("percent", overflow="fold")
+    table.add_column("objects", justify="right", no_wrap=True)
     kinds = [
         k for k in ("mask/AP", "boundary/AP", "box/AP") if any(k in r.values for r in rows.values())
     ]
     for kind in kinds:
         for name in rows:
-            table.add_column(f"{COLUMNS[kind]}\n{name}", justify="right")
+            table.add_column(
+                Text(COLUMNS[kind].replace(" ", "\n") + f"\n{name}"),
+                justify="right",
+                overflow="fold",
+            )
     first = next(iter(rows.values()), None)
     for name, values in first.per_class.items() if first else ():
         cells = [_percent(rows[m].per_class[name].get(k)) for k in kinds for m in rows]
-        table.add_row(name, f"{values['objects']:.0f}", *cells)
+        table.add_row(Text(name), f"{values['objects']:.0f}", *cells)
     console.print(table)
 
 
