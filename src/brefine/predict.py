@@ -212,7 +212,7 @@ def predict_files(
             of_picture = to_records(found, ids[path], predictor.categories, found.size)
             records += of_picture
             if "png" in formats:
-                write_mask_pngs(aside / "masks", name, of_picture, found.size)
+                write_mask_pngs(aside / "masks", name, of_picture, found.size, predictor.categories)
             if "overlay" in formats:
                 drawn = (aside / "overlays" / name).with_suffix(".png")
                 drawn.parent.mkdir(parents=True, exist_ok=True)
