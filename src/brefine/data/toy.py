@@ -71,11 +71,11 @@ def draw(
         raise InputError("train, val and seed: expected numbers of at least 0")
     with replacing(folder) as aside:
         (aside / "images").mkdir(parents=True)
-        jobs = [("train", number) for number in range(train)]
-        jobs += [("val", number) for number in range(val)]
-        sets: dict[str, dict[str, Any]] = {name: _empty_set() for name in ("train", "val")}
-        for name, number in track(jobs, "drawing", len(jobs)) if progress else jobs:
-            random = np.random.default_rng((seed, len(name), number))
+        jobs = [(0, number) for number in range(train)] + [(1, number) for number in range(val)]
+        sets = {"train": _empty_set(), "val": _empty_set()}
+        for split, number in track(jobs, "drawing", len(jobs)) if progress else jobs:
+            name = list(sets)[split]
+            random = np.random.default_rng((seed, split, number))
             pixels, objects = draw_picture(size, random)
             file = f"{name}_{number:05}.png"
             Image.fromarray(pixels).save(aside / "images" / file, compress_level=3)
