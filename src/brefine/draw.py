@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from brefine.data.coco import decode
-from brefine.evaluate import COLUMNS, Mask, Report, band_width, boundary_band, mask_iou
+from brefine.evaluate import COLUMNS, Mask, Report, band_width, boundary_band, mask_iou, table_cells
 from brefine.files import replacing
 from brefine.parts.masks import to_records
 from brefine.structures import Category, InputError, Instances
@@ -74,10 +74,11 @@ def overlay(
     categories: Sequence[Category],
     *,
     names: bool = True,
-    fill: float = 0.45,
+    fill: float = 0.5,
 ) -> Image.Image:
     """A picture with its objects: half-transparent masks, outlines, and names with scores.
 
+    Inside a mask the picture turns gray, so that its colour is the legend's whatever lies below.
     The best score is drawn last, on top. Colours go by label, or by object when there is one
     class only. Lines and letters grow with the picture; in one too small for letters (short
     side below 64 pixels) there are none.
@@ -111,10 +112,10 @@ def overlay(
     for i in order:
         window, (x, y) = shapes[i]
         part = pixels[y : y + window.shape[0], x : x + window.shape[1]]
-        shade = np.array(colours[i])
         inside = window.astype(bool)
-        part[inside] = np.round(part[inside] * (1 - fill) + shade * fill)
-        part[boundary_band(window, width).astype(bool)] = shade
+        gray = part[inside] @ np.array([0.299, 0.587, 0.114])
+        part[inside] = np.round(gray[:, None] * (1 - fill) + np.array(colours[i]) * fill)
+        part[boundary_band(window, width).astype(bool)] = colours[i]
     image = Image.fromarray(pixels)
     if names and min(size) >= 64:
         letters = ImageDraw.Draw(image)
@@ -124,7 +125,8 @@ def overlay(
             if record.get("score", 1.0) < 1:
                 text += f" {record['score']:.2f}"
             if window.size:
-                _write(letters, text, corner, size, colours[i])
+                peak = corner[0] + int(window[0].nonzero()[0].mean()), corner[1]
+                _write(letters, text, peak, size, colours[i])
     return image
 
 
@@ -222,18 +224,18 @@ def _shapes(records: Records, size: tuple[int, int]) -> list[Mask]:
 def _write(
     pen: ImageDraw.ImageDraw,
     text: str,
-    corner: tuple[int, int],
+    point: tuple[int, int],
     size: tuple[int, int],
     shade: Colour,
 ) -> None:
-    """A line of text on a plate of its colour, kept inside the picture."""
+    """A line of text on a plate of its colour, above a point but inside the picture."""
     letter = max(10, round(math.hypot(*size) / 65))
     font = ImageFont.load_default(letter)
     left, top, right, bottom = pen.textbbox((0, 0), text, font)
     margin = max(2, letter // 5)
     width, height = right - left + 2 * margin, bottom - top + 2 * margin
-    x = max(0, min(corner[0], size[1] - width))
-    y = max(0, min(corner[1] - height, size[0] - height))
+    x = max(0, min(point[0] - width // 2, size[1] - width))
+    y = max(0, min(point[1] - height, size[0] - height))
     pen.rectangle((x, y, x + width - 1, y + height - 1), shade)
     bright = 0.299 * shade[0] + 0.587 * shade[1] + 0.114 * shade[2]
     ink = "black" if bright > 120 else "white"
@@ -254,26 +256,21 @@ def _inline(image: Image.Image, *, exact: bool = False) -> str:
 
 def _results(table: Mapping[str, Report]) -> str:
     """The table of results, with the difference when there are two methods."""
-    keys = [key for key in COLUMNS if any(key in one.values for one in table.values())]
-    rows = {n: [one.values.get(key, math.nan) for key in keys] for n, one in table.items()}
-    best = [
-        max((row[i] for row in rows.values() if not math.isnan(row[i])), default=math.nan)
-        for i in range(len(keys))
-    ]
+    keys, cells = table_cells(table)
     lines = ["<tr><th>percent</th>" + "".join(f"<th>{COLUMNS[key]}</th>" for key in keys) + "</tr>"]
-    for name, row in rows.items():
-        cells = (
-            f'<td class="{"best" if len(rows) > 1 and v == best[i] else ""}">{_figure(v)}</td>'
-            for i, v in enumerate(row)
+    for name, row in cells.items():
+        marked = "".join(f'<td class="{"best" if best else ""}">{text}</td>' for text, best in row)
+        lines.append(f"<tr><th>{html.escape(name)}</th>{marked}</tr>")
+    if len(table) == 2:
+        first, second = (one.values for one in table.values())
+        gains = [round(100 * (second.get(k, math.nan) - first.get(k, math.nan)), 1) for k in keys]
+        marked = "".join(
+            f'<td class="{"up" if gain > 0 else "down" if gain < 0 else ""}">'
+            + ("-" if math.isnan(gain) else f"{gain:+.1f}".replace("-", "−"))
+            + "</td>"
+            for gain in gains
         )
-        lines.append(f"<tr><th>{html.escape(name)}</th>{''.join(cells)}</tr>")
-    if len(rows) == 2:
-        first, second = rows.values()
-        cells = (
-            f'<td class="{"up" if b > a else "down" if b < a else ""}">{_figure(b - a, "+")}</td>'
-            for a, b in zip(first, second, strict=True)
-        )
-        lines.append(f'<tr class="difference"><th>difference</th>{"".join(cells)}</tr>')
+        lines.append(f'<tr class="difference"><th>difference</th>{marked}</tr>')
     result = f'<section><h2>Results</h2><div class="wide"><table>{"".join(lines)}</table></div>'
     return result + _classes(table) + "</section>"
 
@@ -303,8 +300,8 @@ def _classes(table: Mapping[str, Report]) -> str:
     )
 
 
-def _figure(value: float, sign: str = "") -> str:
-    return "–" if math.isnan(value) else f"{100 * value:{sign}.1f}".replace("-", "−")
+def _figure(value: float) -> str:
+    return "-" if math.isnan(value) else f"{100 * value:.1f}"
 
 
 def _legend(categories: Sequence[Category]) -> str:
@@ -342,11 +339,11 @@ def _panel(panel: Panel, categories: Sequence[Category]) -> str:
         columns[name] = overlay(panel.picture, records, categories)
     cells = []
     for name, image in columns.items():
-        marks = ""
+        marks, em = "", 0.05 * size[1]
         if name == "input":
             marks = "".join(
                 f'<rect x="{x}" y="{y}" width="{s}" height="{s}"/>'
-                f'<text x="{x + 0.04 * s}" y="{y + s * 0.3}" font-size="{s * 0.28}">{n}</text>'
+                f'<text x="{x + 0.15 * em:.1f}" y="{y + em:.1f}" font-size="{em:.1f}">{n}</text>'
                 for n, (x, y, s) in enumerate(crops, 1)
             )
         cells.append(

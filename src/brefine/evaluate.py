@@ -252,7 +252,7 @@ def mask_iou(one: Mask, other: Mask) -> float:
 
 def print_table(rows: Mapping[str, Report], console: Console) -> None:
     """Print reports, one row a method, in percent; the best of each column is bold."""
-    keys, cells = _cells(rows)
+    keys, cells = table_cells(rows)
     # Fits 80 columns: heads broken at every space, no more than one space between columns.
     padding = (0, 1, 0, 0) if console.width >= 100 else 0
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=padding)
@@ -289,17 +289,21 @@ def print_classes(rows: Mapping[str, Report], console: Console) -> None:
 
 def markdown(rows: Mapping[str, Report]) -> str:
     """The table of `print_table` in Markdown, ending in a line break."""
-    keys, cells = _cells(rows)
+    keys, cells = table_cells(rows)
     lines = [["method", *(COLUMNS[key] for key in keys)], ["---", *("---:" for _ in keys)]]
     for name, row in cells.items():
         lines.append([name, *(f"**{text}**" if best else text for text, best in row)])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _cells(
+def table_cells(
     rows: Mapping[str, Report],
 ) -> tuple[list[str], dict[str, list[tuple[str, bool]]]]:
-    """Columns that any report has, and for each report its (text, is the best of several)."""
+    """What the tables show: the keys that any report has, and each report's cells.
+
+    Returns:
+        Keys of ``COLUMNS``, and by name a (text, is it the best of several) for each key.
+    """
     keys = [key for key in COLUMNS if any(key in report.values for report in rows.values())]
     texts = {name: [_percent(rows[name].values.get(key)) for key in keys] for name in rows}
     cells: dict[str, list[tuple[str, bool]]] = {name: [] for name in rows}
