@@ -1,0 +1,388 @@
+"""The command line: each command end to end on tiny data, and every mistake as one line."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import brefine
+from brefine import __version__, cli
+from conftest import TINY, tiny_recipe
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a command in this process: exit code, stdout, stderr."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        code = cli.main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def one_line(result: tuple[int, str, str], *parts: str) -> None:
+    code, out, err = result
+    assert code == 2
+    assert out == ""
+    lines = err.splitlines()
+    assert sum(line.startswith("error:") for line in lines) == 1
+    assert lines[-1].startswith("error: ")
+    assert "Traceback" not in err
+    for part in parts:
+        assert part in lines[-1]
+
+
+# --- commands end to end
+
+
+def test_train_evaluate_predict_info(
+    run: Run, tmp_path: Path, toy_set: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny_recipe().save("tiny.yaml")
+    settings = [
+        f"--set=data.train={toy_set}/train.json",
+        f"--set=data.val={toy_set}/val.json",
+        "--set=train.steps=2",
+    ]
+    code, out, err = run("train", "tiny.yaml", *settings)
+    assert code == 0, err
+    assert out.strip() == "runs/tiny/best"
+    assert "2 steps" in err
+    run_folder = Path("runs/tiny")
+    assert {"best", "last", "recipe.yaml", "checkpoint.ckpt"} <= {
+        path.name for path in run_folder.iterdir()
+    }
+    one_line(run("train", "tiny.yaml", *settings), "runs/tiny", "already")
+
+    code, out, err = run(
+        "evaluate", "runs/tiny/best", "runs/tiny/last", "--data", toy_set / "val.json",
+        "--out", "report.json", "--classes",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "AP50" in out
+    assert "runs/tiny/last" in out
+    assert "star" in out
+    report = json.loads(Path("report.json").read_text())
+    assert set(report) == {"runs/tiny/best", "runs/tiny/last"}
+    assert {"mask/AP", "boundary/AP", "given_boxes/boundary_iou"} <= set(
+        report["runs/tiny/best"]["values"]
+    )
+
+    pictures = sorted((toy_set / "images").iterdir())[:2]
+    code, out, err = run("predict", "runs/tiny/best", *pictures, "--threshold", "0", "--out", "p")
+    assert code == 0, err
+    assert out.strip() == "p"
+    assert {path.name for path in Path("p").iterdir()} == {
+        "predictions.json", "masks", "overlays",
+    }  # fmt: skip
+
+    code, out, err = run("info", "runs/tiny/best", "--size", "96x128")
+    assert code == 0, err
+    assert "brefine, 4 classes" in out
+
+
+def test_results_file_scores_like_the_model(
+    run: Run, tmp_path: Path, toy_set: Path, tiny_model: Path
+) -> None:
+    data = toy_set / "val.json"
+    out = tmp_path / "p"
+    code, _, err = run(
+        "predict", tiny_model, toy_set / "images", "--data", data, "--threshold", 0, "--out", out
+    )
+    one_line((code, "", err), "does not list this picture")  # the training pictures
+    pictures = {entry["file_name"] for entry in json.loads(data.read_text())["images"]}
+    files = [next(toy_set.rglob(Path(name).name)) for name in pictures]
+    code, _, err = run(
+        "predict", tiny_model, *files, "--data", data, "--threshold", 0, "--out", out
+    )
+    assert code == 0, err
+    code, text, err = run(
+        "evaluate", tiny_model, "--records", out / "predictions.json", "--data", data,
+        "--boxes", "detected", "--out", tmp_path / "r.json",
+    )  # fmt: skip
+    assert code == 0, err
+    model, file = json.loads((tmp_path / "r.json").read_text()).values()
+    assert model == file
+    assert "IoU" not in text
+
+
+def test_evaluate_in_true_boxes_alone(run: Run, toy_set: Path, tiny_model: Path) -> None:
+    code, out, err = run(
+        "evaluate", tiny_model, "--data", toy_set / "val.json", "--boxes", "ground-truth"
+    )
+    assert code == 0, err
+    assert "IoU" in out
+    assert "AP" not in out
+
+
+def test_skip_broken_names_them_and_says_so_in_the_exit_code(
+    run: Run, tmp_path: Path, tiny_model: Path
+) -> None:
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_text("text")
+    arguments = ("predict", tiny_model, tmp_path, "--out", tmp_path.parent / "out")
+    one_line(run(*arguments), "b.png")
+    assert not (tmp_path.parent / "out").exists()
+    code, _, err = run(*arguments, "--skip-broken", "--formats", "coco")
+    assert code == 2
+    assert "b.png" in err
+    assert [path.name for path in (tmp_path.parent / "out").iterdir()] == ["predictions.json"]
+
+
+def test_toy(run: Run, tmp_path: Path) -> None:
+    code, _, err = run("toy", tmp_path / "t", "--train", 2, "--val", 1, "--size", "64x80")
+    assert code == 0, err
+    assert len(json.loads((tmp_path / "t" / "train.json").read_text())["images"]) == 2
+    assert {Image.open(p).size for p in (tmp_path / "t" / "images").iterdir()} == {(80, 64)}
+    one_line(run("toy", tmp_path / "t"), str(tmp_path / "t"))
+
+
+def test_demo_passes_its_options_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    demo = pytest.importorskip("brefine.demo")
+    calls = []
+    monkeypatch.setattr(demo, "run", lambda out, seed: calls.append((out, seed)))
+    assert run("demo", "--out", "d", "--seed", "3")[0] == 0
+    assert calls == [(Path("d"), 3)]
+
+
+def test_resume_is_passed_on(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny_recipe(data={"train": "t.json"}).save("tiny.yaml")
+    one_line(run("train", "tiny.yaml", "--resume"), "no checkpoint to resume from")
+
+
+# --- what a model costs
+
+
+def numbers(out: str) -> dict[str, list[str]]:
+    rows = [re.split(r"\s*│\s*", line.strip("│ \n")) for line in out.splitlines() if "│" in line]
+    return {row[0].strip(): row[1:] for row in rows}
+
+
+def test_info_of_the_paper_s_heads(run: Run) -> None:
+    """Multiply-adds of a RoI, by hand: 14, 28 and 56 cells, 256 channels, the module at half."""
+    code, out, err = run("info", "brefine", "--size", "64x96")
+    assert code == 0, err
+    rows = numbers(out)
+    c, half = 256, 128
+    cells = [14**2, 28**2, 56**2]
+    main = 4 * cells[0] * 9 * c * c
+    auxiliary = sum(cells) * 9 * c * c
+    context = sum(cells) * (2 * c * half + 3 * 9 * half * half)
+    logits = cells[2] * c
+    assert float(rows["main"][1]) == round(main / 1e9, 3)
+    assert float(rows["auxiliary"][1]) == round(auxiliary / 1e9, 3)
+    assert float(rows["context"][1]) == round(context / 1e9, 3)
+    assert float(rows["mask_head"][1]) == round((main + auxiliary + context + logits) / 1e9, 3)
+    assert rows["mask_head"][2] == "100"
+    conv = 9 * c * c + c
+    module = 2 * c * half + c + half + 3 * (9 * half * half + half)
+    parameters = 7 * conv + 3 * module + 80 * (c + 1)
+    assert rows["mask_head"][0] == f"{parameters:,}"
+
+
+def test_info_of_a_recipe(run: Run, tmp_path: Path) -> None:
+    tiny_recipe("mask_rcnn").save(tmp_path / "r.yaml")
+    code, out, err = run(
+        "info", tmp_path / "r.yaml", "--classes", 7, "--size", "64x64", "--detections", 10
+    )
+    assert code == 0, err
+    channels, rows = TINY["channels"], numbers(out)
+    macs = 196 * 4 * 9 * channels**2 + 196 * 4 * channels**2 + 784 * channels
+    assert float(rows["mask_head"][1]) == round(macs / 1e9, 3)
+    assert rows["mask_head"][2] == "10"
+    assert "7 classes" in out
+    code, smaller, _ = run(
+        "info", tmp_path / "r.yaml", "--set", "model.options.num_convs=0", "--size", "64x64"
+    )
+    assert numbers(smaller)["mask_head"][0] != rows["mask_head"][0]
+    total = sum(int(rows[p][0].replace(",", "")) for p in ("trunk", "rpn", "box_head", "mask_head"))
+    assert rows["all"][0] == f"{total:,}"
+
+
+# --- mistakes
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toy_set: Path, tiny_model: Path) -> Path:
+    """A folder full of things that are wrong in one way each."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_model, "model")
+    shutil.copytree(toy_set, "toy")
+    data = {"train": "toy/train.json", "val": "toy/val.json"}
+    tiny_recipe(data=data).save("good.yaml")
+    text = Path("good.yaml").read_text()
+    Path("typo.yaml").write_text(text.replace("steps: 2", "stepz: 2"))
+    Path("type.yaml").write_text(text.replace("lr: 0.001", "lr: fast"))
+    Path("broken.yaml").write_text("model: [")
+    content = json.loads(Path("toy/train.json").read_text())
+    Path("toy/empty.json").write_text(json.dumps({**content, "annotations": []}))
+    Path("toy/truncated.json").write_text(Path("toy/train.json").read_text()[:200])
+    Path("toy/list.json").write_text("[]")
+    other = [{**entry, "id": entry["id"] + 1} for entry in content["categories"]]
+    shifted = [{**a, "category_id": a["category_id"] + 1} for a in content["annotations"]]
+    Path("toy/other.json").write_text(
+        json.dumps({**content, "categories": other, "annotations": shifted})
+    )
+    gone = [{**entry, "file_name": f"gone/{entry['file_name']}"} for entry in content["images"]]
+    Path("toy/gone.json").write_text(json.dumps({**content, "images": gone}))
+    Path("photo.jpg").write_text("no picture")
+    Path("results.json").write_text('{"a": 1}')
+    Path("records.json").write_text('[{"image_id": 1}]')
+    Path("folder").mkdir()
+    Image.new("RGB", (40, 30)).save("ok.png")
+    return tmp_path
+
+
+MISTAKES: list[tuple[Sequence[str], Sequence[str]]] = [
+    (["trian"], ["trian"]),
+    (["--bogus"], ["--bogus"]),
+    (["train"], ["--help"]),
+    (["train", "none.yaml"], ["none.yaml: no such recipe"]),
+    (["train", "folder"], ["folder: cannot read the recipe"]),
+    (["train", "typo.yaml"], ["typo.yaml: train.stepz: unexpected keyword (did you mean steps?)"]),
+    (["train", "type.yaml"], ["type.yaml: train.lr: "]),
+    (["train", "broken.yaml"], ["broken.yaml", "no valid YAML"]),
+    (["train", "good.yaml", "--set", "train.lr"], ["--set train.lr: expected KEY=VALUE"]),
+    (["train", "good.yaml", "--set", "train.lrr=1"], ["train.lrr", "did you mean lr?"]),
+    (["train", "good.yaml", "--set", "model.method=yolo"], ["unknown method 'yolo'"]),
+    (["train", "good.yaml", "--set", "model.options.stages=4"], ["stages must be 1, 2 or 3"]),
+    (["train", "good.yaml", "--set", "model.options.backbone=resnet5"], ["resnet5"]),
+    (["train", "good.yaml", "--set", "model.weights=w.pth"], ["w.pth: no such file"]),
+    (["train", "good.yaml", "--set", "data.train=null"], ["data.train"]),
+    (["train", "good.yaml", "--set", "data.train=none.json"], ["none.json"]),
+    (["train", "good.yaml", "--set", "data.train=toy/empty.json"], ["no usable annotation"]),
+    (["train", "good.yaml", "--set", "data.train=toy/truncated.json"], ["toy/truncated.json"]),
+    (["train", "good.yaml", "--set", "data.train=toy/list.json"], ["toy/list.json"]),
+    (["train", "good.yaml", "--set", "data.train=toy/gone.json"], ["gone"]),
+    (["train", "good.yaml", "--set", "data.val=toy/other.json"], ["toy/other.json", "categories"]),
+    (["train", "good.yaml", "--set", "data.images=none"], ["none: no such folder"]),
+    (["train", "good.yaml", "--out", "toy"], ["toy"]),
+    (["train", "good.yaml", "--out", "ok.png"], ["ok.png"]),
+    (["evaluate", "model"], ["--data"]),
+    (["evaluate", "--data", "toy/val.json"], ["give a MODEL folder, or --records"]),
+    (["evaluate", "none", "--data", "toy/val.json"], ["none: no such model folder"]),
+    (["evaluate", "folder", "--data", "toy/val.json"], ["folder: has no model.safetensors"]),
+    (["evaluate", "model", "--data", "none.json"], ["none.json"]),
+    (["evaluate", "model", "--data", "toy/other.json"], ["model: its classes differ"]),
+    (["evaluate", "model", "--data", "toy/gone.json"], ["gone", "no such picture"]),
+    (["evaluate", "model", "--data", "toy/val.json", "--boxes", "some"], ["some"]),
+    (["evaluate", "model", "--data", "toy/val.json", "--limit", "0"], ["--limit"]),
+    (["evaluate", "--records", "none.json", "--data", "toy/val.json"], ["none.json: No such file"]),
+    (["evaluate", "--records", "results.json", "--data", "toy/val.json"], ["results.json"]),
+    (["evaluate", "--records", "photo.jpg", "--data", "toy/val.json"], ["photo.jpg: no json"]),
+    (["evaluate", "--records", "records.json", "--data", "toy/val.json"], ["records.json", "key"]),
+    (["predict", "model"], ["Missing argument"]),
+    (["predict", "none", "ok.png"], ["none: no such model folder"]),
+    (["predict", "model", "none.png"], ["none.png: no such picture"]),
+    (["predict", "model", "photo.jpg"], ["photo.jpg: no picture"]),
+    (["predict", "model", "folder"], ["folder: no pictures there"]),
+    (["predict", "model", "*.nope"], ["*.nope: no pictures there"]),
+    (["predict", "model", "ok.png", "--out", "toy"], ["toy: holds something else"]),
+    (["predict", "model", "ok.png", "--out", "good.yaml"], ["good.yaml"]),
+    (["predict", "model", "ok.png", "--formats", "coco,pgn"], ["'pgn' is none of"]),
+    (["predict", "model", "ok.png", "--threshold", "high"], ["--threshold"]),
+    (["predict", "model", "ok.png", "--threshold", "7"], ["--threshold"]),
+    (["info", "none.yaml"], ["none.yaml: no such recipe"]),
+    (["info", "folder"], ["folder: has no model.safetensors"]),
+    (["info", "brefine", "--size", "800"], ["'800' is no HEIGHTxWIDTH"]),
+    (["info", "brefine", "--size", "0x5"], ["'0x5' is no HEIGHTxWIDTH"]),
+    (["info", "brefine", "--classes", "0"], ["--classes"]),
+    (["info", "model", "--set", "train.lr=1"], ["leave out --set"]),
+    (["toy", "toy"], ["toy"]),
+    (["toy", "t", "--size", "1x1"], ["1 x 1"]),
+    (["toy", "ok.png/t", "--train", "1", "--val", "0"], ["ok.png/t"]),
+    (["demo", "--seed", "-1"], ["--seed"]),
+]
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize(("arguments", "parts"), MISTAKES, ids=lambda value: " ".join(value)[:50])
+def test_a_mistake_is_one_line(
+    run: Run, place: Path, arguments: Sequence[str], parts: Sequence[str]
+) -> None:
+    before = snapshot(place)
+    one_line(run(*arguments), *parts)
+    assert snapshot(place) == before  # nothing written, nothing damaged
+
+
+def test_a_fault_of_ours_is_not_hidden(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from brefine import recipe
+
+    def fault(_: object) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(recipe.Recipe, "load", fault)
+    with pytest.raises(ValueError, match="a bug"):
+        run("train", "x.yaml")
+
+
+def test_interrupt_is_quiet(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from brefine import recipe
+
+    def interrupt(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipe.Recipe, "load", interrupt)
+    code, out, err = run("train", "x.yaml")
+    assert code == 130
+    assert out == ""
+    assert "Traceback" not in err
+
+
+# --- as a process
+
+
+def start(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "brefine", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_version_and_help_are_light() -> None:
+    done = start("--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"brefine {__version__}\n", "")
+    # what the names of the package stand for is loaded on first use
+    code = "import sys, brefine.cli; assert not {'torch', 'numpy', 'pydantic'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    done = start("--help")
+    assert done.returncode == 0
+    for command in ("train", "evaluate", "predict", "info", "demo", "toy"):
+        assert command in done.stdout
+
+
+def test_without_a_command_there_is_help() -> None:
+    done = start()
+    assert "Usage" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_mistake_as_a_process(tmp_path: Path) -> None:
+    done = start("train", str(tmp_path / "none.yaml"))
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_public_names() -> None:
+    assert {"METHODS", "Predictor", "create", "load"} <= set(dir(brefine))
+    assert set(brefine.METHODS) >= {"brefine", "mask_rcnn"}
+    assert brefine.create("mask_rcnn", 2, **TINY).num_classes == 2
+    assert brefine.load.__module__ == brefine.Predictor.__module__ == "brefine.predict"
+    with pytest.raises(AttributeError, match="no attribute 'lod'"):
+        brefine.lod  # type: ignore[attr-defined]  # noqa: B018
