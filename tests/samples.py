@@ -25,6 +25,7 @@ class FakeSet:
     categories: list[Category]
     pictures: list[FakePicture]
     objects: list[tuple[int, int, np.ndarray, bool]] = field(default_factory=list)
+    path: Path = Path("labels.json")
 
     def __len__(self):
         return len(self.pictures)

@@ -16,6 +16,9 @@ from pycocotools.cocoeval import COCOeval
 from rich.console import Console
 
 from brefine import evaluate as ev
+from brefine.data.coco import CocoSet
+from brefine.parts.masks import to_records
+from brefine.predict import Predictor
 from brefine.structures import Bitmaps, Category, InputError, Instances
 from samples import FakePicture, FakeSet, blob, dense_rle, random_records, random_set
 
@@ -378,10 +381,12 @@ class Perfect:
 
     def __init__(self, dataset, grid=168, shift=0.0):
         self.dataset, self.grid, self.shift = dataset, grid, shift
-        self.asked = []
+        self.categories = dataset.categories
+        self.asked, self.labels = [], []
 
     def given(self, picture, target):
         self.asked.append(picture)
+        self.labels += target.labels.tolist()
         logits = torch.full((len(target), self.grid, self.grid), -1.0)
         for logit, window in zip(logits, target.masks.windows, strict=True):
             soft = torch.nn.functional.interpolate(window[None, None].float() * 2 - 1, logit.shape)
@@ -460,6 +465,45 @@ def test_limit_takes_the_first_pictures():
     assert report.values["mask/AP"] == 1
     assert report.per_class["a"]["objects"] == 1
     assert [record["image_id"] for record in report.records] == [1]
+
+
+def test_model_may_know_more_classes_in_another_order():
+    mask = disc(60, 45, 20)
+    dataset = scene((0, 0, mask, False), (0, 1, disc(20, 20, 9), False))
+    predictor = Perfect(dataset)
+    predictor.categories = [Category(99, "z"), dataset.categories[1], dataset.categories[0]]
+    stray = detect(dataset, mask, 0.99) | {"category_id": 99}
+    plain = predictor.records
+    predictor.records = lambda *args, **options: [stray, *plain(*args, **options)]
+    report = ev.evaluate(predictor, dataset, progress=False)
+    assert report.values["mask/AP"] == 1
+    assert predictor.labels == [2, 1]
+    assert len(report.records) == 2
+
+
+@pytest.mark.parametrize("table", [[], [Category(5, "a")], [Category(5, "a"), Category(15, "c")]])
+def test_model_without_a_class_of_the_set_is_refused(table):
+    dataset = scene((0, 0, disc(60, 45, 20), False))
+    predictor = Perfect(dataset)
+    predictor.categories = table
+    with pytest.raises(InputError, match=r"labels.json: category \d+ \([ab]\) is not in the model"):
+        ev.evaluate(predictor, dataset, progress=False)
+    assert predictor.asked == []
+
+
+def test_a_real_model_on_a_real_set(toy_set, tiny_models):
+    dataset = CocoSet(toy_set / "val.json")
+    report = ev.evaluate(Predictor.load(tiny_models["brefine"]), dataset)
+    assert report.records
+    assert all(0 <= value <= 1 or math.isnan(value) for value in report.values.values())
+    assert 0 < report.values["given_boxes/mask_iou"] < 1
+    again = ev.mask_quality(Predictor.load(tiny_models["brefine"]), dataset)
+    assert again == pytest.approx({key: report.values[key] for key in again}, nan_ok=True)
+    for index, picture in enumerate(dataset.pictures):
+        true = to_records(dataset.target(index), picture.id, dataset.categories, picture.size)
+        report.records.extend(true)
+    perfect = ev.evaluate_records([r for r in report.records if r["score"] == 1], dataset)
+    assert perfect.values["mask/AP"] == perfect.values["boundary/AP"] == pytest.approx(1)
 
 
 def test_no_objects_have_no_quality():

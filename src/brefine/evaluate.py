@@ -20,11 +20,12 @@ import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from faster_coco_eval import COCO, COCOeval_faster
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
@@ -37,7 +38,7 @@ from brefine.data.coco import CocoSet, decode
 from brefine.files import replacing
 from brefine.parts.masks import paste
 from brefine.progress import track
-from brefine.structures import Category, InputError, Instances
+from brefine.structures import Category, InputError
 
 if TYPE_CHECKING:
     from brefine.predict import Predictor
@@ -136,18 +137,21 @@ def evaluate(
         progress: show a bar with an ETA on stderr.
         limit: only the first so many pictures.
 
+    Detections of classes that the data set does not know are left out.
+
     Raises:
-        InputError: a picture cannot be read or is not of the size its label says.
+        InputError: the model does not know a class of the data set, or a picture cannot be
+            read or is not of the size its label says.
     """
-    quality = _Quality()
+    quality = _Quality(predictor, dataset)
+    known = {category.id for category in dataset.categories}
     records: list[dict[str, Any]] = []
     for index in _pictures(dataset, limit, "evaluate" if progress else None):
         picture = dataset.pictures[index]
-        records += predictor.records(picture.file, picture.id, threshold=0.0)
+        found = predictor.records(picture.file, picture.id, threshold=0.0)
+        records += [record for record in found if record["category_id"] in known]
         if given_boxes:
-            target = dataset.target(index)
-            if len(target):
-                quality.add(predictor.given(picture.file, target), target)
+            quality.add(index)
     report = _score(records, dataset, boundary=boundary, progress=progress, limit=limit)
     if given_boxes:
         report.values.update(quality.values())
@@ -191,12 +195,13 @@ def mask_quality(
         ``given_boxes/mask_iou`` and ``given_boxes/boundary_iou``, means over objects, 0..1;
         with ``_S``, ``_M``, ``_L`` for objects of that size (pixels of the true mask); NaN
         where there is no object. Boundary IoU is that of the bands alone.
+
+    Raises:
+        InputError: as in `evaluate`.
     """
-    quality = _Quality()
+    quality = _Quality(predictor, dataset)
     for index in _pictures(dataset, limit, "masks in true boxes" if progress else None):
-        target = dataset.target(index)
-        if len(target):
-            quality.add(predictor.given(dataset.pictures[index].file, target), target)
+        quality.add(index)
     return quality.values()
 
 
@@ -326,14 +331,28 @@ def _pictures(dataset: CocoSet, limit: int | None, title: str | None) -> Iterabl
 
 
 class _Quality:
-    """Sums up mask and boundary IoU of objects by size."""
+    """Sums up mask and boundary IoU of the masks that a model makes for the true boxes."""
 
-    def __init__(self) -> None:
+    def __init__(self, predictor: Predictor, dataset: CocoSet) -> None:
+        self.predictor, self.dataset = predictor, dataset
         self.areas: list[int] = []
         self.ious: list[tuple[float, float]] = []
+        rows = {category: i for i, category in enumerate(predictor.categories)}
+        for category in dataset.categories:
+            if category not in rows:
+                raise InputError(
+                    f"{dataset.path}: category {category.id} ({category.name}) is not in the "
+                    "model's table: evaluate with the categories that it was trained for"
+                )
+        self.labels = torch.tensor([rows[c] for c in dataset.categories], dtype=torch.int64)
 
-    def add(self, found: Instances, target: Instances) -> None:
-        """Compare each mask found with the true one of the same number."""
+    def add(self, index: int) -> None:
+        """Compare each mask of a picture with the true one."""
+        target = self.dataset.target(index)
+        if not len(target):
+            return
+        asked = replace(target, labels=self.labels[target.labels])
+        found = self.predictor.given(self.dataset.pictures[index].file, asked)
         if found.logits is None or target.masks is None or found.size != target.size:
             raise ValueError("needs logits and true masks in one frame")
         width = band_width(target.size)
