@@ -49,8 +49,9 @@ def resize(
     masks = None
     if target.masks is not None:
         masks = resize_masks(target.masks, old, size)
-        tight = masks.boxes()
-        some = (tight[:, 2:] > tight[:, :2]).all(1, keepdim=True)
+        shapes = torch.tensor([window.shape[::-1] for window in masks.windows]).reshape(-1, 2)
+        some = (shapes > 0).all(1, keepdim=True)
+        tight = torch.cat([masks.origins, masks.origins + shapes], 1)  # windows are tight
         low = torch.minimum(boxes[:, :2], tight[:, :2] + 0.5)
         high = torch.maximum(boxes[:, 2:], tight[:, 2:] - 0.5)
         boxes = torch.where(some, torch.cat([low, high], 1), boxes)
@@ -62,13 +63,13 @@ def resize_masks(masks: Bitmaps, old: tuple[int, int], new: tuple[int, int]) -> 
 
     A pixel is set where the dense mask, resized with antialiased bilinear weights, reaches 0.5;
     computed in each window alone. An object so thin that nothing reaches 0.5 keeps as many of
-    its best covered pixels as its area says, at least one: no object disappears.
+    its best covered pixels as its area says, at least one: no object disappears. Windows come back tight.
     """
     windows, origins = [], []
+    y_taps, x_taps = _taps(old[0], new[0]), _taps(old[1], new[1])
     for window, (x, y) in zip(masks.windows, masks.origins.tolist(), strict=True):
-        pixels = window.float()
-        top, pixels = _resize_rows(pixels, y, old[0], new[0])
-        left, pixels = _resize_rows(pixels.mT.contiguous(), x, old[1], new[1])
+        top, pixels = _resize_rows(window.float(), y, old[0] / new[0], y_taps)
+        left, pixels = _resize_rows(pixels.mT.contiguous(), x, old[1] / new[1], x_taps)
         pixels = pixels.mT
         # A straight edge may run exactly along 0.5: rounding must not make it ragged.
         inside = pixels >= 0.5 - 1e-5
@@ -85,34 +86,41 @@ def resize_masks(masks: Bitmaps, old: tuple[int, int], new: tuple[int, int]) -> 
     return Bitmaps(windows, torch.tensor(origins, dtype=torch.int64).reshape(-1, 2))
 
 
-def _resize_rows(pixels: Tensor, first: int, old: int, new: int) -> tuple[int, Tensor]:
-    """Resize rows ``first ..`` of a frame ``old`` high, the rest of which is 0, to ``new``.
+def _taps(old: int, new: int) -> tuple[Tensor, Tensor]:
+    """What each row of a frame resized from ``old`` to ``new`` rows is made of.
 
     Row ``i`` is an average with a triangle's weights around ``(i + 0.5) * old / new``, whose half
     width is one row, or one row of the result if that is wider; cut at the frame's border.
 
     Returns:
-        The first row of the result that can differ from 0, and the rows from there on.
+        Old rows (maybe outside of the frame, then of weight 0) and weights, ``[new, taps]``.
     """
     scale = old / new
     support = max(scale, 1.0)
-    last = first + len(pixels)
-    start = min(max(math.floor((first - support) / scale), 0), new)
-    stop = min(max(math.ceil((last + support) / scale), start), new)
-    centre = (torch.arange(start, stop) + 0.5) * scale
-    result = pixels.new_zeros(stop - start, pixels.shape[1])
-    if not len(pixels):
-        return start, result
-    tap = (centre - support).floor().long()
-    total = torch.zeros(stop - start)
-    for _ in range(math.ceil(2 * support) + 1):
-        weight = (1 - (tap + 0.5 - centre).abs() / support).clamp(min=0)
-        weight = torch.where((tap >= 0) & (tap < old), weight, 0)
-        total += weight
-        seen = torch.where((tap >= first) & (tap < last), weight, 0)
-        result.addcmul_(pixels[(tap - first).clamp(0, len(pixels) - 1)], seen[:, None])
-        tap += 1
-    return start, result / total[:, None]
+    centre = (torch.arange(new)[:, None] + 0.5) * scale
+    index = (centre - support).floor().long() + torch.arange(math.ceil(2 * support) + 1)
+    weight = (1 - (index + 0.5 - centre).abs() / support).clamp(min=0)
+    weight = torch.where((index >= 0) & (index < old), weight, 0)
+    return index, weight / weight.sum(1, keepdim=True)
+
+
+def _resize_rows(
+    pixels: Tensor, first: int, scale: float, taps: tuple[Tensor, Tensor]
+) -> tuple[int, Tensor]:
+    """Resize rows ``first ..`` of a frame, the rest of which is 0.
+
+    Returns:
+        The first row of the result that can differ from 0, and the rows from there on.
+    """
+    last, support = first + len(pixels), max(scale, 1.0)
+    start = max(math.floor((first - support) / scale), 0)
+    stop = min(math.ceil((last + support) / scale), len(taps[0]))
+    if not pixels.numel():
+        return start, pixels.new_zeros(0, pixels.shape[1])
+    index, weight = taps[0][start:stop], taps[1][start:stop]
+    weight = torch.where((index >= first) & (index < last), weight, 0)
+    index = (index - first).clamp(0, len(pixels) - 1)
+    return start, functional.embedding_bag(index, pixels, per_sample_weights=weight, mode="sum")
 
 
 def flip(picture: Tensor, target: Instances | None) -> tuple[Tensor, Instances | None]:
