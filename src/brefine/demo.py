@@ -21,18 +21,23 @@ from brefine.train import train
 METHODS = {"mask_rcnn": "Mask R-CNN", "brefine": "BRefine"}
 PAGE = "report.html"
 SHOWN = 8  # pictures in the report page
+PICTURES = (300, 50)  # to learn from, to test on
 
 #: everything that both runs share; sized for a few minutes on two cores
 MODEL: dict[str, Any] = {
-    "backbone": "tf_efficientnet_lite0",
-    "channels": 64,
-    "detector": {
-        "frozen_stages": 1,
-        "fpn_norm": "group",
-        "box_hidden": 256,
-        "candidates": (500, 300),
-        "proposals": (200, 100),
-        "mask_rois": 24,
+    "weights": "imagenet",
+    "options": {
+        "backbone": "tf_efficientnet_lite0",
+        "channels": 64,
+        "detector": {
+            "frozen_stages": 1,
+            "fpn_norm": "group",
+            "box_hidden": 256,
+            "candidates": (500, 300),
+            "proposals": (200, 100),
+            "mask_rois": 24,
+            "detections": 50,
+        },
     },
 }
 DATA: dict[str, Any] = {"short_side": 256, "long_side": 320, "workers": 0}
@@ -68,11 +73,12 @@ def run(out: Path | str, *, seed: int = 0, steps: int | None = None) -> None:
     for name in _made():
         shutil.rmtree(out / name, ignore_errors=True)
         (out / name).unlink(missing_ok=True)
-    toy.draw(out / "toy", train=300, val=50, seed=seed)
+    count, held_out = PICTURES
+    toy.draw(out / "toy", train=count, val=held_out, seed=seed)
     length = {} if steps is None else {"steps": steps}
     for method in METHODS:
         recipe = {
-            "model": {"method": method, "options": MODEL, "weights": "imagenet"},
+            "model": {"method": method, **MODEL},
             "data": {**DATA, "train": out / "toy/train.json", "val": out / "toy/val.json"},
             "train": {**TRAIN, **length, "seed": seed},
         }
@@ -107,8 +113,10 @@ def _write_page(out: Path, reports: dict[str, Report], seed: int) -> None:
         label = to_records(dataset.target(index), picture.id, dataset.categories, picture.size)
         panels.append(draw.Panel(picture.file.name, read_picture(picture.file), label, found))
     recipe = Recipe.load(out / "brefine/recipe.yaml")
+    options = recipe.model.options
     settings = {
-        "trunk": f"{MODEL['backbone']} with ImageNet weights, FPN of {MODEL['channels']} channels",
+        "trunk": f"{options['backbone']}, FPN of {options['channels']} channels",
+        "start": f"{recipe.model.weights} weights",
         "training": f"{recipe.train.steps} steps of {recipe.train.batch_size} pictures",
         "pictures": f"{len(CocoSet(out / 'toy/train.json'))} to learn from, {len(dataset)} to test",
         "short side": f"{recipe.data.short_side[-1]} pixels",

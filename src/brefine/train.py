@@ -94,8 +94,7 @@ def train(recipe: Recipe, out: Path | str, *, resume: bool = False) -> Path:
             max_steps=steps,
             max_epochs=-1,
             gradient_clip_val=recipe.train.clip_norm,
-            logger=CSVLogger(out, name="", version="", flush_logs_every_n_steps=LOG_EVERY),
-            log_every_n_steps=LOG_EVERY,
+            logger=CSVLogger(out, name="", version="", flush_logs_every_n_steps=1),
             callbacks=[
                 Bar(steps),
                 evaluation,
@@ -148,19 +147,19 @@ class Learner(L.LightningModule):
                 f"step {self.global_step}: the loss is no longer finite ({faults}): "
                 "lower train.lr, lengthen train.warmup_steps or set train.clip_norm"
             )
-        if self.global_step % LOG_EVERY == 0:
-            lr = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
-            self.log_dict({"loss": total.detach(), "lr": lr, **named}, batch_size=len(batch[0]))
+        self.named = {"loss": total.detach(), **{k: v.detach() for k, v in named.items()}}
         return total
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the gradient norm of every part: starved or exploding heads show here first."""
-        if self.global_step % LOG_EVERY:
+        """Log losses, rate and every part's gradient norm: a starved or exploding head shows."""
+        if self.global_step % LOG_EVERY or self.logger is None:
             return
+        row = {name: float(value) for name, value in self.named.items()}
+        row["lr"] = optimizer.param_groups[0]["lr"]
         for name, part in self.model.named_children():
             grads = [p.grad.norm() for p in part.parameters() if p.grad is not None]
-            if grads:
-                self.log(f"grad_{name}", torch.stack(grads).norm())
+            row[f"grad_{name}"] = float(torch.stack(grads).norm()) if grads else 0.0
+        self.logger.log_metrics(row, self.global_step)
 
     def configure_optimizers(self) -> Any:
         """SGD or AdamW; biases and norms do not decay."""

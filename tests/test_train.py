@@ -1,0 +1,212 @@
+import csv
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import brefine.train as training
+from brefine import demo, weights
+from brefine.data import toy
+from brefine.recipe import Recipe, TrainRecipe
+from brefine.structures import InputError
+from brefine.train import Learner, train
+
+MODEL = {
+    "backbone": "test_efficientnet_gn.r160_in1k",
+    "channels": 16,
+    "detector": {
+        "frozen_stages": 0,
+        "fpn_norm": "group",
+        "box_hidden": 16,
+        "candidates": (50, 50),
+        "proposals": (20, 20),
+        "mask_rois": 4,
+        "detections": 5,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "toy"
+    toy.draw(folder, train=6, val=2, size=(64, 80), seed=3, progress=False)
+    return folder
+
+
+def recipe(folder, *settings, method="mask_rcnn"):
+    values = {
+        "model": {"method": method, "options": MODEL},
+        "data": {
+            "train": folder / "train.json",
+            "val": folder / "val.json",
+            "short_side": 64,
+            "long_side": 80,
+            "workers": 0,
+        },
+        "train": {"steps": 4, "batch_size": 2, "lr": 0.01, "warmup_steps": 2, "milestones": 3},
+    }
+    return Recipe.parse(values, "test").with_settings(settings)
+
+
+def rows(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("method", ["mask_rcnn", "brefine"])
+def test_a_run_folder_tells_everything_about_the_run(pictures, tmp_path, method):
+    used = recipe(pictures, method=method)
+    best = train(used, tmp_path / "run")
+    run = tmp_path / "run"
+    assert best == run / "best"
+    assert Recipe.load(run / "recipe.yaml") == used
+    versions = json.loads((run / "versions.json").read_text())
+    assert versions["torch"] == torch.__version__.split("+")[0]
+    assert (versions["seed"], versions["steps"], versions["lr"]) == (0, 4, 0.01)
+    table = json.loads((run / "categories.json").read_text())
+    assert [row["id"] for row in table] == [category.id for category in toy.CATEGORIES]
+    (logged,) = rows(run / "metrics.csv")  # of step 0; one every 10
+    parts = ["rpn", "cls"] if method == "mask_rcnn" else ["rpn_rank", "rpn_sort", "cls_rank"]
+    extra = ["cls_sort"] if method == "brefine" else []
+    total = sum(float(logged[name]) for name in [*parts, *extra, "rpn_box", "box", "mask"])
+    assert float(logged["loss"]) == pytest.approx(total, rel=1e-5)
+    assert float(logged["grad_mask_head"]) > 0
+    assert (method == "brefine") == ("raw_mask" in logged)
+    figures = json.loads((run / "evaluation.json").read_text())["values"]
+    assert {"mask/AP", "boundary/AP", "box/AP", "given_boxes/boundary_iou"} <= figures.keys()
+    assert weights.load(run / "last").categories == list(toy.CATEGORIES)
+    assert weights.load(best).recipe == used
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(pictures, tmp_path):
+    states = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        used = recipe(pictures, "train.steps=2", f"train.seed={seed}", "data.val=null")
+        folder = train(used, tmp_path / name)
+        states.append(weights.load(folder).segmenter.state_dict())
+    first, second, third = states
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert any(not torch.equal(first[key], third[key]) for key in first)
+
+
+def test_a_run_that_broke_goes_on_where_it_stopped(pictures, tmp_path, monkeypatch):
+    step, seen = Learner.training_step, []
+
+    def breaking(self, batch, index):
+        seen.append(self.global_step)
+        if self.global_step == 4 and len(seen) < 6:
+            raise RuntimeError("power cut")
+        return step(self, batch, index)
+
+    monkeypatch.setattr(Learner, "training_step", breaking)
+    used = recipe(pictures, "train.steps=5", "data.val=null")  # 3 steps an epoch
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(used, tmp_path / "run")
+    train(used, tmp_path / "run", resume=True)
+    assert seen == [0, 1, 2, 3, 4, 3, 4]
+    assert weights.load(tmp_path / "run/last").recipe == used
+
+
+def test_best_is_the_model_with_the_highest_mask_ap(pictures, tmp_path, monkeypatch):
+    scores = iter([0.1, 0.3, 0.2])
+    evaluate = training.evaluate
+
+    def scored(*args, **options):
+        report = evaluate(*args, **options)
+        report.values["mask/AP"] = next(scores)
+        return report
+
+    monkeypatch.setattr(training, "evaluate", scored)
+    used = recipe(pictures, "train.steps=null", "train.epochs=3", "train.validate_every=1")
+    train(used, tmp_path / "run")
+    assert "| mask/AP | 0.3000 |" in (tmp_path / "run/best/README.md").read_text()
+    assert "| mask/AP | 0.2000 |" in (tmp_path / "run/last/README.md").read_text()
+
+
+def learner(**options):
+    values = {"lr": 0.1, "steps": 100, "warmup_steps": 10, "milestones": (60, 90), **options}
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    model[0].weight.requires_grad_(False)
+    return Learner(model, TrainRecipe(**values), steps=100, epoch=20, devices=2)
+
+
+def test_schedules_warm_up_then_step_or_follow_a_cosine():
+    rate = learner().rate
+    assert [rate(s) for s in (0, 4, 9, 59)] == pytest.approx([0.1, 0.5, 1, 1])
+    assert [rate(s) for s in (60, 89, 90, 99)] == pytest.approx([0.1, 0.1, 0.01, 0.01])
+    rate = learner(schedule="cosine", warmup_steps=0).rate
+    assert [rate(s) for s in (0, 25, 50, 100)] == pytest.approx([1, (2 + 2**0.5) / 4, 0.5, 0])
+    rate = learner(steps=None, epochs=5, milestones=(3, 4)).rate  # 20 steps an epoch
+    assert [rate(s) for s in (59, 60, 79, 80)] == pytest.approx([1, 0.1, 0.1, 0.01])
+
+
+def test_the_rate_is_scaled_with_all_pictures_of_a_step():
+    assert learner(batch_size=3).lr == 0.1
+    assert learner(batch_size=3, lr_reference_batch=2).lr == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
+def test_biases_and_norms_do_not_decay_and_frozen_weights_are_left_out(name, kind):
+    optimizer = learner(optimizer=name, weight_decay=0.05).configure_optimizers()["optimizer"]
+    assert isinstance(optimizer, kind)
+    decayed, free = optimizer.param_groups
+    assert (len(decayed["params"]), decayed["weight_decay"]) == (0, 0.05)
+    assert (len(free["params"]), free["weight_decay"]) == (3, 0.0)
+
+
+def test_a_loss_that_explodes_ends_the_run_with_its_name(pictures, tmp_path):
+    used = recipe(pictures, "train.lr=1e30", "train.warmup_steps=0")
+    with pytest.raises(InputError, match=r"step \d: the loss is no longer finite .*train\.lr"):
+        train(used, tmp_path / "run")
+    assert not (tmp_path / "run/last").exists()
+
+
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(pictures, tmp_path):
+    out = tmp_path / "run"
+    empty = json.loads((pictures / "train.json").read_text())
+    empty["annotations"] = []
+    other = json.loads((pictures / "val.json").read_text())
+    other["categories"][0]["name"] = "comet"
+    for name, content in (("empty", empty), ("other", other)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    images = f"data.images={pictures / 'images'}"
+    for settings, words in (
+        (["data.train=null"], "data.train"),
+        ([f"data.train={tmp_path / 'missing.json'}"], "missing.json"),
+        ([f"data.train={tmp_path / 'empty.json'}", images], "empty.json"),
+        ([f"data.val={tmp_path / 'other.json'}", images], "other.json"),
+        (["model.weights=nothing.pth"], "nothing.pth"),
+    ):
+        with pytest.raises(InputError, match=words) as caught:
+            train(recipe(pictures, *settings), out)
+        assert "\n" not in str(caught.value)
+        assert not out.exists()
+    with pytest.raises(InputError, match="checkpoint"):
+        train(recipe(pictures), out, resume=True)
+    out.mkdir()
+    (out / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="something already"):
+        train(recipe(pictures), out)
+    assert (out / "thesis.txt").read_text() == "mine"
+
+
+def test_the_demo_makes_a_table_and_a_page_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "PICTURES", (4, 2))
+    monkeypatch.setattr(demo, "MODEL", {"options": MODEL})
+    out = tmp_path / "demo"
+    for _ in range(2):  # an earlier demo is replaced
+        demo.run(out, steps=1)
+    page = (out / "report.html").read_text()
+    assert "BRefine" in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+    table = (out / "results.md").read_text().splitlines()
+    assert [line.split("|")[1].strip() for line in table[2:]] == ["Mask R-CNN", "BRefine"]
+    first, second = (Recipe.load(out / name / "recipe.yaml") for name in demo.METHODS)
+    assert first.model.method != second.model.method
+    assert (first.data, first.train) == (second.data, second.train)
+    assert first.model.options == second.model.options
+    (out / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="something already"):
+        demo.run(out, steps=1)
+    assert (out / "thesis.txt").read_text() == "mine"
