@@ -181,7 +181,7 @@ def test_boxes_hold_the_centres_of_their_masks(seed, short, long):
     masks = blobs(5, seed)
     masks[0] = 0
     masks[0, 7, 3:80] = 1  # thin: found again by its area
-    masks = masks[masks.flatten(1).any(1)]
+    masks = masks[masks.flatten(1).any(1).bool()]
     _, target = resize(noise(FRAME), labels_of(masks), short, long)
     tight = target.masks.boxes()
     assert (target.boxes[:, :2] <= tight[:, :2] + 0.5).all()

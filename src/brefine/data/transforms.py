@@ -63,7 +63,8 @@ def resize_masks(masks: Bitmaps, old: tuple[int, int], new: tuple[int, int]) -> 
 
     A pixel is set where the dense mask, resized with antialiased bilinear weights, reaches 0.5;
     computed in each window alone. An object so thin that nothing reaches 0.5 keeps as many of
-    its best covered pixels as its area says, at least one: no object disappears. Windows come back tight.
+    its best covered pixels as its area says, at least one: no object disappears. Windows come
+    back tight.
     """
     windows, origins = [], []
     y_taps, x_taps = _taps(old[0], new[0]), _taps(old[1], new[1])
