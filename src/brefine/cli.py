@@ -142,11 +142,6 @@ def _compare(
     predictors = [Predictor.load(folder) for folder in models]
     rows: dict[str, Report] = {}
     for folder, predictor in zip(models, predictors, strict=True):
-        if predictor.categories != dataset.categories:
-            raise InputError(
-                f"{folder}: its classes differ from those of {data}: ids and names must agree, "
-                "in the same order"
-            )
         if detected:
             options = {"given_boxes": given_boxes, "boundary": boundary}
             rows[str(folder)] = evaluate(predictor, dataset, limit=limit, **options)
