@@ -121,16 +121,23 @@ def test_equals_the_loop_on_many_samples(spread, delta):
     assert_same(run(x, y, delta), rank_sort_loop(x, y, delta))
 
 
-@pytest.mark.parametrize("delta", [0.0, 0.5])
-def test_few_negatives_far_above_many_below(delta):
-    # a sum over 50,000 scores around -1000 must not blur the single ones around +1000
+@pytest.mark.parametrize("delta", [0.0, 2**-10, 0.5])
+def test_scores_far_apart_do_not_blur_each_other(delta):
+    # 150,000 negatives around -1000 and 0 must not cost the few around +1000 their digits; with
+    # eighths and powers of two every difference is exact, so only the sums can go wrong
     rng = torch.Generator().manual_seed(0)
-    x = torch.cat([torch.randn(50_000, generator=rng), torch.randn(20, generator=rng)]).double()
-    x[:50_000] -= 1000
-    x[50_000:] += 1000
+
+    def some(count: int, centre: int, width: int) -> Tensor:
+        eighths = torch.randint(-8 * width, 8 * width, (count,), generator=rng)
+        return eighths.double() / 8 + centre
+
+    x = torch.cat([some(200, -1000, 300), some(5, 1000, 2)] * 2)
     y = torch.zeros_like(x)
-    y[:10], y[50_000:50_010] = 0.5, 0.9
-    assert_same(run(x, y, delta), rank_sort_loop(x, y, delta), atol=1e-11)
+    y[:205] = torch.rand(205, generator=rng) * 0.5 + 0.5
+    x = torch.cat([x, some(50_000, -1000, 300), some(100_000, 0, 400)])
+    y = torch.cat([y, torch.zeros(150_000)])
+    x[205:] += torch.randint(0, 5, (150_205,), generator=rng) * 2**-11
+    assert_same(run(x, y, delta), rank_sort_loop(x, y, delta), atol=1e-14)
 
 
 @pytest.mark.parametrize("positives", [1, 2, 400])
