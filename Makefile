@@ -1,15 +1,14 @@
-# `make demo` and `make test` are all a fresh clone needs: both install first if necessary.
-# With PYTHON=... given, or inside an active virtual environment, nothing is installed.
+# `make demo` and `make test` are all a fresh clone needs: both install into .venv first.
+# Nothing is installed with PYTHON=... given, or in an active environment that has this clone.
 
-ifdef VIRTUAL_ENV
-PYTHON ?= $(VIRTUAL_ENV)/bin/python
-endif
-
-ifdef PYTHON
-installed :=
+ifndef PYTHON
+here := import brefine, pytest, os; print(brefine.__file__.startswith(os.getcwd() + os.sep))
+ifeq ($(shell $(VIRTUAL_ENV)/bin/python -c '$(here)' 2>/dev/null),True)
+PYTHON := $(VIRTUAL_ENV)/bin/python
 else
 PYTHON := .venv/bin/python
 installed := .venv/installed
+endif
 endif
 
 # workers x threads must not exceed the cores: tests/conftest.py gives each worker one thread

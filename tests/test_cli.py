@@ -276,7 +276,7 @@ MISTAKES: list[tuple[Sequence[str], Sequence[str]]] = [
     (["evaluate", "none", "--data", "toy/val.json"], ["none: no such model folder"]),
     (["evaluate", "folder", "--data", "toy/val.json"], ["folder: has no model.safetensors"]),
     (["evaluate", "model", "--data", "none.json"], ["none.json"]),
-    (["evaluate", "model", "--data", "toy/other.json"], ["toy/other.json", "not in the model's table"]),
+    (["evaluate", "model", "--data", "toy/other.json"], ["toy/other.json", "model's table"]),
     (["evaluate", "model", "--data", "toy/gone.json"], ["gone", "no such picture"]),
     (["evaluate", "model", "--data", "toy/val.json", "--boxes", "some"], ["some"]),
     (["evaluate", "model", "--data", "toy/val.json", "--limit", "0"], ["--limit"]),
