@@ -217,6 +217,15 @@ def test_crop_shows_the_spike_and_not_the_pictures_border():
     assert y <= 80 < y + side
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_crop_shows_the_only_outline_that_is_not_the_pictures_border(axis):
+    size = (300, 400)
+    mask = np.zeros(size, np.uint8)
+    mask[(slice(None),) * axis + (slice(0, 200),)] = 1
+    x, y, side = draw._choose_crop((mask[mask.any(1)][:, mask.any(0)], (0, 0)), size)
+    assert (y, x)[axis] < 199 < (y, x)[axis] + side
+
+
 # --- the page ------------------------------------------------------------------------------------
 
 

@@ -506,6 +506,18 @@ def test_a_real_model_on_a_real_set(toy_set, tiny_models):
     assert perfect.values["mask/AP"] == perfect.values["boundary/AP"] == pytest.approx(1)
 
 
+@pytest.mark.parametrize(
+    ("height", "width", "size"), [(31, 33, "S"), (32, 32, "M"), (95, 97, "M"), (96, 96, "L")]
+)
+def test_sizes_of_objects_are_cocos(height, width, size):
+    mask = np.zeros((120, 130), bool)
+    mask[10 : 10 + height, 10 : 10 + width] = True
+    dataset = scene((0, 0, mask, False), size=mask.shape)
+    quality = ev.mask_quality(Perfect(dataset), dataset, progress=False)
+    measured = [name for name in "SML" if quality[f"given_boxes/mask_iou_{name}"] > 0.9]
+    assert measured == [size]
+
+
 def test_no_objects_have_no_quality():
     dataset = scene()
     quality = ev.mask_quality(Perfect(dataset), dataset, progress=False)
