@@ -21,7 +21,7 @@ SMALL = {
         "box_hidden": 64,
         "candidates": (200, 200),
         "proposals": (100, 100),
-        "mask_rois": 32,
+        "mask_rois": 16,
     },
 }
 CASES = [
@@ -156,21 +156,11 @@ class TestContract:
         assert model.num_classes == 7
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_overfits_one_picture(name):
-    torch.manual_seed(0)
-    model = build(name)
-    target = scene(4, seed=5, size=(128, 160))
-    images, targets = batch(target)
-    optimizer = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=0)
-    for _ in range(150):
-        optimizer.zero_grad()
-        named = model.loss(images, targets)
-        sum(value for key, value in named.items() if not key.startswith("raw_")).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-        optimizer.step()
+def worst_iou(model: nn.Module, images: Images, target: Instances) -> float:
+    """Mask IoU of the object that was found worst, among detections of its class."""
     with torch.inference_mode():
-        (found,) = model.eval().predict(images)
+        (found,) = model.predict(images)
+    worst = 1.0
     for label, truth in zip(target.labels, target.masks.dense(target.size).bool(), strict=True):
         best = 0.0
         for i in (found.labels == label).nonzero()[:, 0].tolist():
@@ -178,7 +168,29 @@ def test_overfits_one_picture(name):
             mask = torch.zeros(target.size, dtype=torch.bool)
             mask[y : y + window.shape[0], x : x + window.shape[1]] = window
             best = max(best, float((mask & truth).sum() / (mask | truth).sum()))
-        assert best > 0.9
+        worst = min(worst, best)
+    return worst
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_overfits_one_picture(name):
+    model = build(name)
+    target = scene(3, seed=5)
+    images, targets = batch(target)
+    optimizer = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=0)
+    iou = worst_iou(model, images, target)
+    assert iou < 0.5  # before it has learnt anything
+    for step in range(1, 301):
+        optimizer.zero_grad()
+        named = model.loss(images, targets)
+        sum(value for key, value in named.items() if not key.startswith("raw_")).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        optimizer.step()
+        if step % 30 == 0:
+            iou = worst_iou(model, images, target)
+            if iou > 0.9:
+                break
+    assert iou > 0.9
 
 
 @pytest.mark.parametrize(
