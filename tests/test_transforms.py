@@ -205,11 +205,17 @@ def test_resize_without_labels_and_without_objects():
     assert target is empty
 
 
-def test_shrinking_averages():
+def test_shrinking_averages_and_enlarging_does_not_overshoot():
     picture = torch.zeros(3, 64, 64, dtype=torch.uint8)
-    picture[:, ::2] = 200  # without antialiasing: all 200, or all 0
+    picture[:, ::4] = 200  # two samples a pixel would only see the black rows
     pixels, _ = resize(picture, None, 16, 100)
-    assert (pixels.float() - 100).abs().max() <= 25
+    assert (pixels.float() - 50).abs().max() <= 25
+    picture = torch.full((3, 20, 20), 60, dtype=torch.uint8)
+    picture[:, :, 10:] = 200
+    pixels, _ = resize(picture, None, 60, 100)
+    assert pixels.amin() == 60
+    assert pixels.amax() == 200
+    assert (pixels[0, 0].diff() < 60).all()  # a ramp, no stair
 
 
 # ------------------------------------------------------------------------------- flip
