@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 
 import pytest
 import torch
@@ -122,6 +123,18 @@ def test_best_is_the_model_with_the_highest_mask_ap(pictures, tmp_path, monkeypa
     train(used, tmp_path / "run")
     assert "| mask/AP | 0.3000 |" in (tmp_path / "run/best/README.md").read_text()
     assert "| mask/AP | 0.2000 |" in (tmp_path / "run/last/README.md").read_text()
+
+
+def test_pictures_to_learn_from_and_to_test_on_may_lie_apart(pictures, tmp_path):
+    for name in ("train", "val"):  # COCO's own layout
+        (tmp_path / name).mkdir()
+        for file in (pictures / "images").glob(f"{name}_*"):
+            shutil.copy(file, tmp_path / name)
+        (tmp_path / "annotations").mkdir(exist_ok=True)
+        shutil.copy(pictures / f"{name}.json", tmp_path / "annotations")
+    apart = [f"data.images={tmp_path / 'train'}", f"data.val_images={tmp_path / 'val'}"]
+    used = recipe(tmp_path / "annotations", "train.steps=1", *apart)
+    assert train(used, tmp_path / "run").is_dir()
 
 
 def learner(**options):

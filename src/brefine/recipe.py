@@ -116,6 +116,7 @@ class DataRecipe(Section):
         train: COCO json to learn from.
         val: COCO json to evaluate on.
         images: folder of the pictures; None: the json's ``images`` folder, else its own.
+        val_images: the same for ``val``; None: as ``images``.
         short_side: pixels; one is drawn for each picture in training, the last one is used in
             evaluation and prediction.
         long_side: pixels; a longer side is never made.
@@ -126,6 +127,7 @@ class DataRecipe(Section):
     train: Path | None = None
     val: Path | None = None
     images: Path | None = None
+    val_images: Path | None = None
     short_side: Sides = (800,)
     long_side: Positive = 1333
     flip: float = Field(default=0.5, ge=0, le=1)

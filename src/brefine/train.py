@@ -66,7 +66,8 @@ def train(recipe: Recipe, out: Path | str, *, resume: bool = False) -> Path:
     seed, batch_size = recipe.train.seed, recipe.train.batch_size
     L.seed_everything(seed, verbose=False)
     dataset = CocoSet(recipe.data.train, recipe.data.images)
-    validation = CocoSet(recipe.data.val, recipe.data.images) if recipe.data.val else None
+    held_out, pictures = recipe.data.val, recipe.data.val_images or recipe.data.images
+    validation = CocoSet(held_out, pictures) if held_out else None
     loader = train_loader(dataset, recipe.data, batch_size=batch_size, seed=seed)
     if validation and validation.categories != dataset.categories:
         raise InputError(
