@@ -1,5 +1,6 @@
 import csv
 import json
+import math
 import shutil
 
 import pytest
@@ -135,6 +136,16 @@ def test_pictures_to_learn_from_and_to_test_on_may_lie_apart(pictures, tmp_path)
     apart = [f"data.images={tmp_path / 'train'}", f"data.val_images={tmp_path / 'val'}"]
     used = recipe(tmp_path / "annotations", "train.steps=1", *apart)
     assert train(used, tmp_path / "run").is_dir()
+
+
+@pytest.mark.parametrize("method", ["mask_rcnn", "brefine"])
+def test_mixed_precision_keeps_losses_finite_and_weights_float32(pictures, tmp_path, method):
+    mixed = ["train.precision=bf16-mixed", "train.steps=2", "data.val=null"]
+    train(recipe(pictures, *mixed, method=method), tmp_path / "run")
+    (logged,) = rows(tmp_path / "run/metrics.csv")
+    assert all(math.isfinite(float(value)) for value in logged.values())
+    state = weights.load(tmp_path / "run/last").segmenter.state_dict()
+    assert {value.dtype for value in state.values() if value.is_floating_point()} == {torch.float32}
 
 
 def learner(**options):

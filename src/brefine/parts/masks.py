@@ -87,7 +87,8 @@ def crop(
         )
         columns = boxes.new_zeros(len(chunk), size, width + 1)
         columns.scatter_add_(2, torch.where(x_taps[0] < 0, width, x_taps[0]), x_taps[1])
-        result[chunk] = rows.view(len(chunk), size, -1) @ columns.mT
+        with torch.autocast(device.type, enabled=False):  # float32, whatever the training is in
+            result[chunk] = rows.view(len(chunk), size, -1) @ columns.mT
     return result if soft else (result >= 0.5).float()
 
 

@@ -56,10 +56,12 @@ def pool(
 
     def align(feature: Tensor, stride: int, chosen: Tensor) -> Tensor:
         ratio, aligned = convention.sampling_ratio, convention.aligned
+        # Half precision knows pixels beyond 256 only to the nearest 2: it must not hold boxes.
+        exact = torch.promote_types(feature.dtype, torch.float32)
         pooled: Tensor = roi_align(
-            feature, chosen.to(feature.dtype), size, 1 / stride, ratio, aligned
+            feature.to(exact), chosen.to(exact), size, 1 / stride, ratio, aligned
         )
-        return pooled
+        return pooled.to(feature.dtype)
 
     if len(features) == 1:
         return align(features[0], strides[0], rois)
