@@ -1,6 +1,8 @@
+from dataclasses import replace
+
 import pytest
 import torch
-from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops import MultiScaleRoIAlign, roi_align
 
 from brefine.parts import roi
 from brefine.parts.boxes import CONVENTIONS
@@ -50,3 +52,36 @@ def test_half_precision_features_are_read_at_exact_boxes():
     half = roi.pool(pyramid(torch.bfloat16), rows, 14, STRIDES, CONVENTIONS["detectron"])
     assert half.dtype == torch.bfloat16
     assert (half.float() - exact).abs().max() < 0.03  # bfloat16 keeps 8 bits of values below 4
+
+
+HARD = torch.tensor(
+    [
+        [0, 0, 0, 1024, 768],
+        [1, -30, -20, 400, 300],  # out of the picture
+        [1, 1000, 700, 1100, 900],
+        [0, -200, -200, -50, -50],  # nothing of it inside
+        [1, 1020, 764, 1024, 768],
+        [0, 10, 10, 10, 10],  # no area
+        [0, 10, 600, 900, 603],  # 20 points a cell one way, 1 the other
+        [1, 300, 200, 310, 210],
+        [0, 50, 40, 30, 20],  # upside down
+    ]
+)
+
+
+@pytest.mark.parametrize(("aligned", "ratio"), [(True, 0), (False, 0), (False, 2)])
+@pytest.mark.parametrize("size", [7, 14, 56])
+@pytest.mark.parametrize("stride", [4, 32])
+def test_align_is_torchvisions_in_value_and_gradient(aligned, ratio, size, stride):
+    convention = replace(CONVENTIONS["detectron"], aligned=aligned, sampling_ratio=ratio)
+    random = torch.cat([roi.rows([boxes(20), boxes(30)[20:]]), HARD]).double()
+    found, expected = (
+        pyramid(torch.float64)[STRIDES.index(stride)].requires_grad_() for _ in range(2)
+    )
+    mine = roi.align(found, random, size, 1 / stride, convention)
+    theirs = roi_align(expected, random, size, 1 / stride, ratio, aligned)
+    torch.testing.assert_close(mine, theirs)
+    weights = torch.randn_like(theirs)
+    (mine * weights).sum().backward()
+    (theirs * weights).sum().backward()
+    torch.testing.assert_close(found.grad, expected.grad)

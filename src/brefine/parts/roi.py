@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import roi_align
 
@@ -54,22 +55,98 @@ def pool(
         ``[R, C, size, size]``.
     """
 
-    def align(feature: Tensor, stride: int, chosen: Tensor) -> Tensor:
-        ratio, aligned = convention.sampling_ratio, convention.aligned
+    def read(feature: Tensor, stride: int, chosen: Tensor) -> Tensor:
         # Half precision knows pixels beyond 256 only to the nearest 2: it must not hold boxes.
         exact = torch.promote_types(feature.dtype, torch.float32)
-        pooled: Tensor = roi_align(
-            feature.to(exact), chosen.to(exact), size, 1 / stride, ratio, aligned
-        )
+        pooled = align(feature.to(exact), chosen.to(exact), size, 1 / stride, convention)
         return pooled.to(feature.dtype)
 
     if len(features) == 1:
-        return align(features[0], strides[0], rois)
+        return read(features[0], strides[0], rois)
     of = level(rois, len(features), finest)
     if torch.compiler.is_exporting():  # sizes that depend on data do not export: take all levels
-        every = torch.stack([align(f, s, rois) for f, s in zip(features, strides, strict=True)])
+        every = torch.stack([read(f, s, rois) for f, s in zip(features, strides, strict=True)])
         return every[of, torch.arange(len(rois), device=rois.device)]
     chosen = [(of == i).nonzero()[:, 0] for i in range(len(features))]
-    parts = [align(f, s, rois[c]) for f, s, c in zip(features, strides, chosen, strict=True)]
+    parts = [read(f, s, rois[c]) for f, s, c in zip(features, strides, chosen, strict=True)]
     back = torch.cat(chosen).argsort()
     return torch.cat(parts)[back]
+
+
+def align(feature: Tensor, rois: Tensor, size: int, scale: float, convention: Convention) -> Tensor:
+    """RoIAlign from one level: torchvision's, but several times as fast on a CPU.
+
+    torchvision's CPU kernel uses one thread and works the taps of a cell out anew for every
+    channel. Here they are worked out once, and each cell is a weighted sum of few rows of the
+    feature map seen as a table ``[B * h * w, C]``.
+
+    Args:
+        feature: ``[B, C, h, w]``, float32 or float64.
+        rois: ``[R, 5]`` (image index, xyxy pixels).
+        size: S, cells a side.
+        scale: 1 / stride.
+        convention: alignment and sampling.
+
+    Returns:
+        ``[R, C, S, S]``, on a CPU in the channels-last format.
+    """
+    ratio, aligned = convention.sampling_ratio, convention.aligned
+    special = ratio > 0 or not len(rois)  # a fixed number of points may leave pixels between them
+    if feature.device.type != "cpu" or torch.compiler.is_compiling() or special:
+        pooled: Tensor = roi_align(feature, rois, size, scale, ratio, aligned)
+        return pooled
+    channels, height, width = feature.shape[1:]
+    table = feature.permute(0, 2, 3, 1).reshape(-1, channels)
+    # [R, 2] (x, y): where the first cell starts, and how long a cell is, in pixels of the level
+    start, stop = (rois[:, 1:] * scale - (0.5 if aligned else 0.0)).reshape(-1, 2, 2).unbind(1)
+    cell = (stop - start if aligned else (stop - start).clamp(min=1)) / size
+    count = cell.ceil().clamp(min=0)  # points a cell
+    most = count.amax(1).clamp(min=1).long()
+    parts, chosen = [], []
+    for samples in sorted(set(most.tolist())):  # RoIs with as many taps are done together
+        here = (most == samples).nonzero()[:, 0]
+        (x, x_weight), (y, y_weight) = (
+            _taps(start[here, i], cell[here, i], count[here, i], samples, size, limit)
+            for i, limit in ((0, width), (1, height))
+        )
+        row = (rois[here, 0].int()[:, None, None] * height + y) * width
+        index = row[:, :, None, :, None] + x[:, None, :, None, :]
+        weight = y_weight[:, :, None, :, None] * x_weight[:, None, :, None, :]
+        bags = len(here) * size * size
+        cells = F.embedding_bag(
+            index.reshape(bags, -1), table, per_sample_weights=weight.reshape(bags, -1), mode="sum"
+        )
+        parts.append(cells.view(len(here), size, size, channels))
+        chosen.append(here)
+    return torch.cat(parts)[torch.cat(chosen).argsort()].permute(0, 3, 1, 2)
+
+
+def _taps(
+    start: Tensor, cell: Tensor, count: Tensor, samples: int, size: int, limit: int
+) -> tuple[Tensor, Tensor]:
+    """The pixels that each cell reads along one axis, and their weights.
+
+    ``samples`` points at most one pixel apart lie between ``samples + 1`` neighbouring pixels.
+
+    Args:
+        start: ``[R]`` where the first cell starts.
+        cell: ``[R]`` length of a cell.
+        count: ``[R]`` points a cell, at most ``samples``.
+        samples: see above.
+        size: S.
+        limit: pixels there are; points more than one outside read nothing.
+
+    Returns:
+        Pixels, int32, and weights, both ``[R, S, samples + 1]``.
+    """
+    step = torch.arange(samples)
+    between = cell / count.clamp(min=1)
+    points = (start[:, None] + torch.arange(size) * cell[:, None])[:, :, None] + (
+        (step + 0.5) * between[:, None]
+    )[:, None]  # [R, S, samples]
+    used = (step < count[:, None])[:, None] & (points >= -1) & (points <= limit)
+    points = points.clamp(0, limit - 1)
+    pixels = points[:, :, :1].floor() + torch.arange(samples + 1)
+    near = (1 - (points[:, :, :, None] - pixels[:, :, None]).abs()).clamp(min=0)
+    weights = (near * used[:, :, :, None]).sum(2) / count.clamp(min=1)[:, None, None]
+    return pixels.clamp(max=limit - 1).int(), weights
