@@ -16,7 +16,7 @@ WORKERS ?= 2
 OUT ?= demo
 SEED ?= 0
 
-.PHONY: setup demo test lint bench bench-losses clean
+.PHONY: setup demo test lint bench bench-losses bench-roi clean
 
 setup: $(installed)
 
@@ -36,10 +36,13 @@ lint: $(installed)
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 
-bench: bench-losses
+bench: bench-losses bench-roi
 
 bench-losses: $(installed)
 	$(PYTHON) benchmarks/losses.py
+
+bench-roi: $(installed)
+	$(PYTHON) benchmarks/roi.py
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

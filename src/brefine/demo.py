@@ -35,15 +35,15 @@ MODEL: dict[str, Any] = {
             "box_hidden": 256,
             "candidates": (500, 300),
             "proposals": (200, 100),
-            "mask_rois": 24,
+            "mask_rois": 12,
             "detections": 50,
         },
     },
 }
 DATA: dict[str, Any] = {"short_side": 256, "long_side": 320, "workers": 0}
 TRAIN: dict[str, Any] = {
-    "steps": 140,
-    "batch_size": 4,
+    "steps": 200,
+    "batch_size": 2,
     "optimizer": "adamw",
     "lr": 1e-3,
     "weight_decay": 0.01,
