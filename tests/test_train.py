@@ -2,6 +2,7 @@ import csv
 import json
 import math
 import shutil
+import signal
 
 import pytest
 import torch
@@ -108,6 +109,19 @@ def test_a_run_that_broke_goes_on_where_it_stopped(pictures, tmp_path, monkeypat
     train(used, tmp_path / "run", resume=True)
     assert seen == [0, 1, 2, 3, 4, 3, 4]
     assert weights.load(tmp_path / "run/last").recipe == used
+
+
+def test_ctrl_c_stops_training_as_everywhere_else(pictures, tmp_path, monkeypatch):
+    def interrupted(self, batch, index):
+        raise KeyboardInterrupt
+
+    handler = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "training_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe(pictures), tmp_path / "run")
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert not (tmp_path / "run/last").exists()
 
 
 def test_best_is_the_model_with_the_highest_mask_ap(pictures, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import platform
+import signal
 import time
 import warnings
 from collections.abc import Sequence
@@ -110,9 +111,15 @@ def train(recipe: Recipe, out: Path | str, *, resume: bool = False) -> Path:
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
-        trainer.fit(learner, loader, ckpt_path=checkpoint if resume else None, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+        handler = signal.getsignal(signal.SIGINT)
+        try:
+            start = checkpoint if resume else None
+            trainer.fit(learner, loader, ckpt_path=start, weights_only=True)
+        except SystemExit:  # what Lightning makes of Ctrl-C, which it also switches off
+            raise KeyboardInterrupt from None
+        finally:
+            if signal.getsignal(signal.SIGINT) is not handler:
+                signal.signal(signal.SIGINT, handler)
     evaluation.finish(model)
     return out / ("best" if validation else "last")
 
