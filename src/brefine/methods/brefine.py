@@ -181,11 +181,12 @@ class ResidualAware(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[R, C, S, S]`` in and out."""
-        x = F.relu(self.squeeze(x))
-        total = x if self.residual else 0
-        for branch in self.branches:
-            total = total + branch(x)
-        return F.relu(self.expand(total))
+        x = F.relu(self.squeeze(x), inplace=True)
+        first, *others = (branch(x) for branch in self.branches)
+        total = first + x if self.residual else first
+        for other in others:
+            total = total + other
+        return F.relu(self.expand(total), inplace=True)
 
 
 class ConvReLU(nn.Module):
@@ -198,4 +199,4 @@ class ConvReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[R, C, S, S]`` in and out."""
-        return F.relu(self.norm(self.conv(x)))
+        return F.relu(self.norm(self.conv(x)), inplace=True)

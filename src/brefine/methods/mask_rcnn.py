@@ -115,9 +115,9 @@ class FCNMaskHead(nn.Module):
             finest=self.finest,
         )
         for conv in self.convs:
-            x = F.relu(conv(x))
+            x = F.relu(conv(x), inplace=True)
         for deconv in self.upsample:
-            x = F.relu(deconv(x))
+            x = F.relu(deconv(x), inplace=True)
         logits: Tensor = self.logits(x, labels)
         return logits
 

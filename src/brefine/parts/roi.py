@@ -96,7 +96,8 @@ def align(feature: Tensor, rois: Tensor, size: int, scale: float, convention: Co
         pooled: Tensor = roi_align(feature, rois, size, scale, ratio, aligned)
         return pooled
     channels, height, width = feature.shape[1:]
-    table = feature.permute(0, 2, 3, 1).reshape(-1, channels)
+    # contiguous: of a single picture the reshape is a view with the channels far apart
+    table = feature.permute(0, 2, 3, 1).reshape(-1, channels).contiguous()
     # [R, 2] (x, y): where the first cell starts, and how long a cell is, in pixels of the level
     start, stop = (rois[:, 1:] * scale - (0.5 if aligned else 0.0)).reshape(-1, 2, 2).unbind(1)
     cell = (stop - start if aligned else (stop - start).clamp(min=1)) / size

@@ -21,9 +21,17 @@ from brefine.structures import Images, Instances
 #: gives the true masks of the RoIs at a side of S cells: ``[R, S, S]`` float
 Truth = Callable[[int], Tensor]
 
+CHUNK = 2**22  # numbers a layer of the mask head makes at once in prediction: fits a CPU's cache
+
 
 class MaskHead(Protocol):
-    """A mask head receives the whole pyramid and the boxes, and pools for itself."""
+    """A mask head receives the whole pyramid and the boxes, and pools for itself.
+
+    Attributes:
+        output_size: S, the side of its logits.
+    """
+
+    output_size: int
 
     def __call__(self, features: Sequence[Tensor], rois: Tensor, labels: Tensor) -> Tensor:
         """Logits ``[R, S, S]`` of the class ``labels [R]`` of RoIs ``[R, 5]``."""
@@ -201,9 +209,19 @@ class TwoStage(nn.Module):
             given = self.box_head.detect(features, proposals, images.sizes)
         rows = roi.rows([instances.boxes for instances in given])
         labels = torch.cat([instances.labels for instances in given])
-        logits = self.mask_head(features, rows, labels)
+        logits = self._masks(features, rows, labels)
         parts = torch.split(logits, [len(instances) for instances in given])
         return [replace(inst, logits=part) for inst, part in zip(given, parts, strict=True)]
+
+    def _masks(self, features: Sequence[Tensor], rows: Tensor, labels: Tensor) -> Tensor:
+        """Mask logits ``[R, S, S]``, a few RoIs at a time."""
+        side = cast(MaskHead, self.mask_head).output_size
+        cells = CHUNK if rows.device.type == "cpu" else 64 * CHUNK
+        count = max(1, cells // (features[0].shape[1] * side * side))
+        if torch.compiler.is_exporting():
+            count = max(1, len(rows))
+        parts = zip(torch.split(rows, count), torch.split(labels, count), strict=True)
+        return torch.cat([self.mask_head(features, row, label) for row, label in parts])
 
     def _mask_rois(self, labels: Tensor) -> Tensor:
         """Positives for the mask head: at most ``mask_rois``, at random, in order.
