@@ -63,7 +63,7 @@ Settings = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Replace a value, such as train.lr=0.01."),
 ]
 ImagesFolder = Annotated[
-    Path | None, typer.Option("--images", help="Folder of the pictures, if not beside the json.")
+    Path | None, typer.Option("--images", help="Folder of the pictures, if not beside the labels.")
 ]
 
 
@@ -88,7 +88,7 @@ def train(
 
 @app.command()
 def evaluate(
-    data: Annotated[Path, typer.Option(help="COCO json with the labels.")],
+    data: Annotated[Path, typer.Option(help="The labels: COCO json or another format.")],
     models: Annotated[
         list[Path] | None, typer.Argument(metavar="[MODEL]...", help="Model folders to compare.")
     ] = None,
@@ -130,14 +130,14 @@ def _compare(
     given_boxes: bool,
 ) -> dict[str, Report]:
     """A report for every model folder and results file."""
-    from brefine.data.coco import CocoSet
+    from brefine.data.read import read
     from brefine.evaluate import Report, evaluate, evaluate_records, mask_quality
     from brefine.predict import Predictor
     from brefine.structures import InputError
 
     if not models and not records:
         raise typer.BadParameter("give a MODEL folder, or --records")
-    dataset = CocoSet(data, images)
+    dataset = read(data, images)
     found = [_read_records(file) for file in records]
     predictors = [Predictor.load(folder) for folder in models]
     rows: dict[str, Report] = {}
@@ -191,7 +191,7 @@ def predict(
         str, typer.Option(metavar="NAMES", help="What to write.")
     ] = "coco,png,overlay",
     data: Annotated[
-        Path | None, typer.Option(help="COCO json: its picture ids instead of file names.")
+        Path | None, typer.Option(help="Labelled set: its picture ids instead of file names.")
     ] = None,
     images: ImagesFolder = None,
     skip_broken: Annotated[
@@ -268,6 +268,39 @@ def toy(
     from brefine.data.toy import draw
 
     draw(folder, train=train, val=val, size=_size(size), seed=seed)
+
+
+data_app = typer.Typer(help="Look at a data set before training on it.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+
+@data_app.command()
+def check(
+    path: Annotated[Path, typer.Argument(help="COCO json with the labels.")],
+    images: ImagesFolder = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Json of the other split: same classes? no picture twice?")
+    ] = None,
+    against_images: Annotated[
+        Path | None, typer.Option(help="Folder of its pictures, if another than --images.")
+    ] = None,
+    show_all: Annotated[bool, typer.Option("--all", help="Every fault, not three a kind.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Every fault, as json.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit code 1 with warnings.")] = False,
+) -> None:
+    """Every fault of a data set, with what to do; exit code 2 with errors. Writes nothing."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from brefine.data.check import check, exit_code, print_faults
+
+    faults = check(path, images, against=against, against_images=against_images)
+    if as_json:
+        print(json.dumps([asdict(fault) for fault in faults], indent=1))
+    else:
+        print_faults(faults, Console(), examples=None if show_all else 3)
+    raise typer.Exit(exit_code(faults, strict=strict))
 
 
 @app.callback(invoke_without_command=True)
