@@ -12,7 +12,7 @@ from rich.table import Table
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from brefine.data.coco import CocoSet
+from brefine.data.read import read
 from brefine.methods import METHODS, create
 from brefine.parts.backbone import Backbone
 from brefine.parts.two_stage import TwoStage
@@ -73,8 +73,9 @@ def describe(
         else:
             recipe = Recipe.load(path)
         recipe = recipe.with_settings(settings)
-        if recipe.data.train and recipe.data.train.is_file():
-            num_classes = len(CocoSet(recipe.data.train, recipe.data.images).categories)
+        if recipe.data.train and recipe.data.train.exists():
+            labelled = read(recipe.data.train, recipe.data.images, split="train", quiet=True)
+            num_classes = len(labelled.categories)
         model = create(recipe.model.method, num_classes, **recipe.model.options)
     title = (
         f"{recipe.model.method}, {num_classes} classes, {size[0]} x {size[1]} pixels, "

@@ -15,8 +15,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from brefine import weights
-from brefine.data.coco import CocoSet
 from brefine.data.loader import read_picture, to_tensor
+from brefine.data.pictures import SUFFIXES
+from brefine.data.read import read
 from brefine.data.transforms import resize
 from brefine.files import replacing
 from brefine.formats import write_coco, write_mask_pngs
@@ -26,8 +27,6 @@ from brefine.progress import console, track
 from brefine.structures import Category, Images, InputError, Instances, Segmenter
 
 FORMATS = ("coco", "png", "overlay")
-#: of pictures inside a folder
-SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
 
 #: a file, a PIL picture, RGB ``[H, W, 3]`` uint8, or RGB ``[3, H, W]`` uint8
 Picture = str | Path | Image.Image | NDArray[Any] | Tensor
@@ -169,8 +168,8 @@ def predict_files(
         out: folder to write; one from an earlier call is replaced as a whole.
         threshold: see ``Predictor``.
         formats: some of ``FORMATS``.
-        data: COCO json that knows the pictures: its ids become the records' ``image_id``, which
-            is else the picture's name.
+        data: labelled set, of any format, that knows the pictures: its ids become the records'
+            ``image_id``, which is else the picture's name.
         images: folder of ``data``'s pictures.
         skip_broken: name pictures that cannot be read and go on, instead of stopping.
 
@@ -190,7 +189,7 @@ def predict_files(
     pictures = find_pictures(sources)
     ids: dict[Path, int | str] = {path: name for name, path in pictures.items()}
     if data is not None:
-        known = {picture.file.resolve(): picture.id for picture in CocoSet(data, images).pictures}
+        known = {picture.file.resolve(): picture.id for picture in read(data, images).pictures}
         for path in ids:
             if path.resolve() not in known:
                 raise InputError(f"{path}: {data} does not list this picture: leave it out")

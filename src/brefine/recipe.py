@@ -113,9 +113,10 @@ class DataRecipe(Section):
     """Which pictures, at which size.
 
     Attributes:
-        train: COCO json to learn from.
-        val: COCO json to evaluate on.
-        images: folder of the pictures; None: the json's ``images`` folder, else its own.
+        train: labelled set to learn from: COCO json or any format of ``data/read.py``.
+        val: the same to evaluate on.
+        images: folder of the pictures; None: where the format has them (COCO: the json's
+            ``images`` folder, else its own).
         val_images: the same for ``val``; None: as ``images``.
         short_side: pixels; one is drawn for each picture in training, the last one is used in
             evaluation and prediction.

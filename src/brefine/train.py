@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from brefine import weights
 from brefine.data.coco import CocoSet
 from brefine.data.loader import train_loader
+from brefine.data.read import read
 from brefine.evaluate import Report, evaluate
 from brefine.files import replacing
 from brefine.methods import create
@@ -63,12 +64,12 @@ def train(recipe: Recipe, out: Path | str, *, resume: bool = False) -> Path:
     if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: there is something already: choose another folder, or resume")
     if recipe.data.train is None:
-        raise InputError("data.train: name the COCO json to learn from")
+        raise InputError("data.train: name the labelled set to learn from")
     seed, batch_size = recipe.train.seed, recipe.train.batch_size
     L.seed_everything(seed, verbose=False)
-    dataset = CocoSet(recipe.data.train, recipe.data.images)
+    dataset = read(recipe.data.train, recipe.data.images, split="train")
     held_out, pictures = recipe.data.val, recipe.data.val_images or recipe.data.images
-    validation = CocoSet(held_out, pictures) if held_out else None
+    validation = read(held_out, pictures) if held_out else None
     loader = train_loader(dataset, recipe.data, batch_size=batch_size, seed=seed)
     if validation and validation.categories != dataset.categories:
         raise InputError(

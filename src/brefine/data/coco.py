@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
+from brefine.data.pictures import MAX_PIXELS
 from brefine.structures import Bitmaps, Category, InputError, Instances
 
-#: pixels; a larger picture is refused before memory is taken. Pillow itself stops just above.
-MAX_PIXELS = 178_000_000
 #: a ``bbox`` is believed if no side is farther from its mask than 2 pixels and a quarter of the
 #: box: drawn boxes hold thin ends that no pixel of the mask shows; corners given as sizes are off
 BOX_TOLERANCE = 2.0, 0.25
@@ -210,10 +209,34 @@ class CocoSet:
             id used twice; names file, entry and key.
     """
 
+    path: Path
+    categories: list[Category]
+    pictures: list[Picture]
+    skipped: list[str]
+
     def __init__(self, annotations: Path | str, images: Path | str | None = None) -> None:
-        self.path = Path(annotations)
-        content = _read_json(self.path)
-        folder = self._find_folder(images)
+        path = Path(annotations)
+        content = read_json(path)
+        self._take(content, path, find_folder(path, images))
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any], origin: Path, folder: Path) -> CocoSet:
+        """From a COCO dict that is in memory, with the same checks.
+
+        Args:
+            content: ``images``, ``annotations`` and ``categories``.
+            origin: where it was read from: becomes ``path`` and is named in messages.
+            folder: what ``file_name`` is relative to.
+
+        Raises:
+            InputError: as the constructor.
+        """
+        dataset = cls.__new__(cls)
+        dataset._take(content, origin, folder)
+        return dataset
+
+    def _take(self, content: dict[str, Any], path: Path, folder: Path) -> None:
+        self.path = path
         self.categories = sorted(
             Category(self._whole(entry, "id", where), self._text(entry, "name", where))
             for entry, where in self._entries(content, "categories")
@@ -242,7 +265,7 @@ class CocoSet:
             twice = _first_twice([picture.id for picture in self.pictures])
             raise InputError(f"{self.path}: picture id {twice!r} is used twice: make ids unique")
 
-        self.skipped: list[str] = []
+        self.skipped = []
         self._labels = labels
         self._annotations: list[list[dict[str, Any]]] = [[] for _ in self.pictures]
         for entry, where in self._entries(content, "annotations"):
@@ -347,14 +370,6 @@ class CocoSet:
             "categories": categories,
         }
 
-    def _find_folder(self, images: Path | str | None) -> Path:
-        if images is None:
-            beside = self.path.parent / "images"
-            return beside if beside.is_dir() else self.path.parent
-        if not Path(images).is_dir():
-            raise InputError(f"{images}: no such folder of pictures")
-        return Path(images)
-
     def _entries(self, content: dict[str, Any], key: str) -> list[tuple[dict[str, Any], str]]:
         """The entries of a list in the json, each with what to call it in messages."""
         entries = content.get(key)
@@ -396,7 +411,26 @@ class CocoSet:
         return value
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def find_folder(path: Path, images: Path | str | None) -> Path:
+    """The folder of a json's pictures: ``images``, or by the rule of ``CocoSet``.
+
+    Raises:
+        InputError: ``images`` is no folder.
+    """
+    if images is None:
+        beside = path.parent / "images"
+        return beside if beside.is_dir() else path.parent
+    if not Path(images).is_dir():
+        raise InputError(f"{images}: no such folder of pictures")
+    return Path(images)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a json file.
+
+    Raises:
+        InputError: not there, no json, or no object.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:

@@ -7,18 +7,18 @@ repeated; a palette is looked up; transparent parts show white; CMYK is converte
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from brefine.data.coco import MAX_PIXELS, CocoSet
+from brefine.data.coco import CocoSet
+from brefine.data.pictures import open_picture
 from brefine.data.transforms import flip, resize
 from brefine.recipe import DataRecipe
 from brefine.structures import Bitmaps, Images, InputError, Instances
@@ -36,26 +36,8 @@ def read_picture(path: Path | str) -> Tensor:
         InputError: not there, no picture, damaged, too large, or of a kind without a known
             range of values (floats); names the file.
     """
-    try:
-        # Given a path, Pillow maps plain TIFFs into memory and then mixes up their rows where the
-        # EXIF orientation says a quarter turn; given an open file it reads them.
-        with warnings.catch_warnings(), open(path, "rb") as file:
-            warnings.simplefilter("ignore")  # damage that matters ends as an error below
-            with Image.open(file) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise Image.DecompressionBombError
-                return to_tensor(image)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such picture") from None
-    except UnidentifiedImageError:
-        raise InputError(f"{path}: no picture, or of a format that Pillow cannot read") from None
-    except Image.DecompressionBombError:
-        limit = f"{MAX_PIXELS // 10**6} million pixels"
-        raise InputError(f"{path}: larger than {limit}: cut it into tiles") from None
-    except Exception as error:
-        # Decoders of damaged files raise nearly anything: SyntaxError, struct.error, IndexError.
-        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
-        raise InputError(f"{path}: cannot read the picture: {reason}") from None
+    with open_picture(path) as image:
+        return to_tensor(image)
 
 
 def to_tensor(image: Image.Image) -> Tensor:

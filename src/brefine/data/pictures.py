@@ -1,0 +1,189 @@
+"""Picture files: which there are, how large they are, and which labels belong to them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from brefine.progress import track
+from brefine.structures import InputError
+
+#: pixels; a larger picture is refused before memory is taken. Pillow itself stops just above.
+MAX_PIXELS = 178_000_000
+#: of pictures inside a folder
+SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
+#: EXIF orientations by which a picture is turned by a quarter
+_QUARTER_TURNS = (5, 6, 7, 8)
+
+
+@contextmanager
+def open_picture(path: Path | str) -> Iterator[Image.Image]:
+    """A picture file, opened; whatever goes wrong with it in the block becomes one line.
+
+    Raises:
+        InputError: not there, no picture, damaged or too large; names the file.
+    """
+    try:
+        # Given a path, Pillow maps plain TIFFs into memory and then mixes up their rows where the
+        # EXIF orientation says a quarter turn; given an open file it reads them.
+        with warnings.catch_warnings(), open(path, "rb") as file:
+            warnings.simplefilter("ignore")  # damage that matters ends as an error below
+            with Image.open(file) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise Image.DecompressionBombError
+                yield image
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such picture") from None
+    except UnidentifiedImageError:
+        raise InputError(f"{path}: no picture, or of a format that Pillow cannot read") from None
+    except Image.DecompressionBombError:
+        limit = f"{MAX_PIXELS // 10**6} million pixels"
+        raise InputError(f"{path}: larger than {limit}: cut it into tiles") from None
+    except Exception as error:
+        # Decoders of damaged files raise nearly anything: SyntaxError, struct.error, IndexError.
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+        raise InputError(f"{path}: cannot read the picture: {reason}") from None
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """(height, width) of a picture after its EXIF orientation; its pixels are not decoded.
+
+    Raises:
+        InputError: as ``open_picture``.
+    """
+    with open_picture(path) as image:
+        # The PNG reader's own getexif would decode all pixels to find a tag behind them.
+        turned = Image.Image.getexif(image).get(0x0112) in _QUARTER_TURNS
+        width, height = image.size
+    return (width, height) if turned else (height, width)
+
+
+def list_pictures(folder: Path) -> list[Path]:
+    """Every picture in a folder and the folders inside, by suffix, sorted.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    if not found:
+        raise InputError(f"{folder}: no pictures there (looking for {' '.join(SUFFIXES)})")
+    return found
+
+
+def by_name(pictures: Sequence[Path], folder: Path) -> dict[str, Path]:
+    """Pictures by their path inside ``folder``, which is what predictions are named by.
+
+    Raises:
+        InputError: two differ in nothing but the suffix: their labels would be the same file.
+    """
+    stems: dict[Path, Path] = {}
+    for path in pictures:
+        other = stems.setdefault(path.with_suffix(""), path)
+        if other != path:
+            raise InputError(f"{path}: its labels would be those of {other.name}: rename one")
+    return {
+        (p.relative_to(folder) if p.is_relative_to(folder) else p).as_posix(): p for p in pictures
+    }
+
+
+def find_pair(path: Path, labels: str) -> tuple[Path, Path] | None:
+    """The folders of pictures and of labels that ``path`` means, if it means any.
+
+    ``path`` holds the folders ``images`` and ``labels``, or is one of those two, or is a folder
+    somewhere in one of them that the other has, too (``images/train`` and ``labels/train``).
+
+    Args:
+        path: a folder.
+        labels: name of the folder of labels.
+    """
+    if (path / "images").is_dir() and (path / labels).is_dir():
+        return path / "images", path / labels
+    if labels in path.parts and (pictures := swap(path, labels, "images")).is_dir():
+        return pictures, path
+    if "images" in path.parts and (beside := swap(path, "images", labels)).is_dir():
+        return path, beside
+    return None
+
+
+def swap(path: Path, old: str, new: str) -> Path:
+    """``path`` with its last part named ``old`` replaced; without one, as it is."""
+    parts = list(path.parts)
+    for position in reversed(range(len(parts))):
+        if parts[position] == old:
+            parts[position] = new
+            break
+    return Path(*parts)
+
+
+def refuse_splits(folder: Path) -> None:
+    """Refuse a folder whose folders are splits: training would see the validation pictures.
+
+    Raises:
+        InputError: ``folder`` holds ``train`` and one of ``val``, ``valid`` and ``test``.
+    """
+    splits = [name for name in ("train", "val", "valid", "test") if (folder / name).is_dir()]
+    if len(splits) > 1:
+        raise InputError(f"{folder}: holds {' and '.join(splits)}: name one, such as {splits[0]}")
+
+
+def read_names(*folders: Path) -> list[str] | None:
+    """Class names from the first ``classes.txt`` in ``folders``, one a line; None: there is none.
+
+    Raises:
+        InputError: it cannot be read, names a class twice or none.
+    """
+    for folder in folders:
+        file = folder / "classes.txt"
+        if file.is_file():
+            names = [name for line in read_lines(file) if (name := line.strip())]
+            twice = next((name for name in names if names.count(name) > 1), None)
+            if twice or not names:
+                fault = f"names {twice!r} twice" if twice else "holds no class name"
+                raise InputError(f"{file}: {fault}, expected one name a line")
+            return names
+    return None
+
+
+def number_names(found: Iterable[str], given: Sequence[str] | None, origin: Path) -> dict[str, int]:
+    """Category ids by name: 1, 2, ... in sorted order.
+
+    Args:
+        found: names that objects have.
+        given: from ``classes.txt``: these and no others.
+        origin: for the message.
+
+    Raises:
+        InputError: a name that ``given`` lacks, or two names that differ in nothing but spaces.
+    """
+    names = set(found)
+    if given is not None:
+        strange = sorted(names - set(given))
+        if strange:
+            raise InputError(f"{origin}: class {strange[0]!r} is not in classes.txt: add it there")
+        names = set(given)
+    return {name: number for number, name in enumerate(sorted(names), 1)}
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file.
+
+    Raises:
+        InputError: it cannot be read or is no text in UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise InputError(f"{path}: cannot read it: {error.strerror}") from None
+    except ValueError:
+        raise InputError(f"{path}: no text in UTF-8") from None
+
+
+def watch(items: dict[str, Path]) -> Iterable[tuple[str, Path]]:
+    """The items, with progress where there are many."""
+    if len(items) < 500:
+        return items.items()
+    return track(items.items(), "read labels", len(items))
