@@ -133,8 +133,9 @@ def _outline(shape: dict[str, Any]) -> list[float]:
         radius = math.hypot(x2 - x, y2 - y)
         if radius == 0:
             raise ValueError("a circle of radius 0: remove it")
-        corners = max(16, math.ceil(math.pi * math.sqrt(radius / (2 * CIRCLE_ERROR))))
-        angles = [2 * math.pi * i / corners for i in range(min(corners, 1000))]
+        corners = math.ceil(math.pi * math.sqrt(radius / (2 * CIRCLE_ERROR)))
+        corners = min(max(corners, 16), 1000)
+        angles = [2 * math.pi * i / corners for i in range(corners)]
         return [v for a in angles for v in (x + radius * math.cos(a), y + radius * math.sin(a))]
     if kind == "rectangle" and len(points) == 2:
         (x1, y1), (x2, y2) = points

@@ -48,7 +48,8 @@ def read(path: Path, images: Path | None = None) -> dict[str, Any]:
 
     Returns:
         ``images`` (ids are paths inside the folder of pictures), ``annotations`` with RLE,
-        ``categories`` and ``info`` with the number of ``unlabelled`` pictures.
+        ``categories`` and ``info`` with the numbers of
+        ``unlabelled`` pictures and ``unused`` files of masks.
 
     Raises:
         InputError: anything broken; names the file.
@@ -61,7 +62,7 @@ def read(path: Path, images: Path | None = None) -> dict[str, Any]:
     pictures = by_name(list_pictures(folder), folder)
     entries: list[dict[str, Any]] = []
     objects: list[tuple[str, str, str, Runs]] = []
-    unlabelled = 0
+    unlabelled, used = 0, set()
     for name, file in watch(pictures):
         height, width = size = upright_size(file)
         entries.append(
@@ -71,6 +72,7 @@ def read(path: Path, images: Path | None = None) -> dict[str, Any]:
         whole = inside.with_name(f"{inside.name}.png")
         if inside.is_dir() and whole.is_file():
             raise InputError(f"{whole}: there is a folder {inside.name}, too: remove one of them")
+        used |= {whole, inside}
         if whole.is_file():
             for number, runs in split_ids(_read_mask(whole, size)):
                 objects.append((f"id {number} of {whole.name}", name, OBJECT, runs))
@@ -87,11 +89,13 @@ def read(path: Path, images: Path | None = None) -> dict[str, Any]:
         raise InputError(
             f"{path}: no picture has masks, the first would be {first.with_suffix('.png')}"
         )
+    unused = sum(not used & {file, file.parent} for file in masks.rglob("*.png"))
     top = masks.absolute().parent
     given = read_names(top, top.parent)
-    ids = number_names([label for _, _, label, _ in objects] or [OBJECT], given, path)
+    labels = [label for _, _, label, _ in objects]
+    ids = number_names(labels or ([] if given else [OBJECT]), given, path)
     return {
-        "info": {"unlabelled": unlabelled},
+        "info": {"unlabelled": unlabelled, "unused": unused},
         "images": entries,
         "annotations": [
             {
@@ -122,6 +126,8 @@ def split_ids(ids: NDArray[Any]) -> Iterator[tuple[int, Runs]]:
     order = np.argsort(values, kind="stable")
     order = order[values[order] != 0]
     starts, ends, values = starts[order], ends[order], values[order]
+    if not len(values):
+        return
     cuts = np.flatnonzero(np.diff(values, prepend=-1))
     for first, last in zip(cuts, np.append(cuts[1:], len(values)), strict=True):
         bounds = np.stack([starts[first:last], ends[first:last]], 1).reshape(-1)

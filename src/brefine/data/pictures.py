@@ -16,6 +16,8 @@ from brefine.structures import InputError
 MAX_PIXELS = 178_000_000
 #: of pictures inside a folder
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
+#: file with class names, one a line
+CLASSES = "classes.txt"
 #: EXIF orientations by which a picture is turned by a quarter
 _QUARTER_TURNS = (5, 6, 7, 8)
 
@@ -137,7 +139,7 @@ def read_names(*folders: Path) -> list[str] | None:
         InputError: it cannot be read, names a class twice or none.
     """
     for folder in folders:
-        file = folder / "classes.txt"
+        file = folder / CLASSES
         if file.is_file():
             names = [name for line in read_lines(file) if (name := line.strip())]
             twice = next((name for name in names if names.count(name) > 1), None)
@@ -157,13 +159,13 @@ def number_names(found: Iterable[str], given: Sequence[str] | None, origin: Path
         origin: for the message.
 
     Raises:
-        InputError: a name that ``given`` lacks, or two names that differ in nothing but spaces.
+        InputError: a name that ``given`` lacks.
     """
     names = set(found)
     if given is not None:
         strange = sorted(names - set(given))
         if strange:
-            raise InputError(f"{origin}: class {strange[0]!r} is not in classes.txt: add it there")
+            raise InputError(f"{origin}: class {strange[0]!r} is not in {CLASSES}: add it there")
         names = set(given)
     return {name: number for number, name in enumerate(sorted(names), 1)}
 

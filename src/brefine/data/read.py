@@ -61,6 +61,8 @@ def read(
         line = f"{path}: {kind}, {len(dataset)} pictures, {len(dataset.categories)} classes"
         if unlabelled := content["info"].get("unlabelled"):
             line += f", {unlabelled} pictures without labels"
+        if unused := content["info"].get("unused"):
+            line += f", {unused} label files without a picture"
         if dataset.skipped:
             line += f", {len(dataset.skipped)} unusable, first: {dataset.skipped[0]}"
         console.print(line, markup=False, soft_wrap=True)

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from brefine.data.pictures import (
+    CLASSES,
     by_name,
     find_pair,
     list_pictures,
@@ -43,12 +44,14 @@ def read(path: Path, images: Path | None = None, *, split: str = "val") -> dict[
 
     Returns:
         ``images`` (ids are paths inside the folder of pictures), ``annotations`` with polygons,
-        ``categories`` and ``info`` with the number of ``unlabelled`` pictures.
+        ``categories`` and ``info`` with the numbers of ``unlabelled`` pictures and,
+        for a folder, ``unused`` label files.
 
     Raises:
         InputError: anything broken; names file and line.
     """
     names: dict[int, str] | None
+    unused = 0
     if path.is_file():
         if images is not None:
             raise InputError(f"{path}: names its own pictures: leave out the folder {images}")
@@ -62,7 +65,8 @@ def read(path: Path, images: Path | None = None, *, split: str = "val") -> dict[
         refuse_splits(folder)
         pictures = by_name(list_pictures(folder), folder)
         labels = {name: (beside / name).with_suffix(".txt") for name in pictures}
-        names = _find_names(folder, path)
+        unused = len({p for p in beside.rglob("*.txt") if p.name != CLASSES} - {*labels.values()})
+        names = _find_names(folder, beside, path)
     unlabelled = sum(not file.is_file() for file in labels.values())
     if unlabelled == len(pictures):
         first = next(iter(labels.values()))
@@ -98,7 +102,7 @@ def read(path: Path, images: Path | None = None, *, split: str = "val") -> dict[
     if names is None:
         names = {index: str(index) for index in range(largest + 1)}
     return {
-        "info": {"unlabelled": unlabelled},
+        "info": {"unlabelled": unlabelled, "unused": unused},
         "images": entries,
         "annotations": annotations,
         "categories": [{"id": index, "name": name} for index, name in names.items()],
@@ -212,12 +216,12 @@ def _names_of(content: dict[str, Any], path: Path) -> dict[int, str]:
     return {index: str(name) for index, name in names.items()}
 
 
-def _find_names(folder: Path, path: Path) -> dict[int, str] | None:
-    """Names for a folder: from the folders above the pictures, up to beside ``path``."""
+def _find_names(folder: Path, labels: Path, path: Path) -> dict[int, str] | None:
+    """Names for a folder: beside the labels, or above the pictures up to beside ``path``."""
     top = path.absolute().parent
     near = [place for place in folder.absolute().parents if place.is_relative_to(top)]
     near += [place for place in (path.absolute(), top) if place not in near]
-    if (names := read_names(*near)) is not None:
+    if (names := read_names(labels, *near)) is not None:
         return dict(enumerate(names))
     for place in near:
         for file in (place / "data.yaml", place / "data.yml"):
