@@ -20,6 +20,7 @@ SMALL = {
     "toy": "--train 4 --val 2 --size 96x128",
     "train": "--set train.steps=2 --set train.batch_size=1 --set data.short_side=96 "
     f"--set data.workers=0 --set 'model.options.detector={DETECTOR}'",
+    "data": "",
     "info": "--size 64x96",
     "evaluate": "",
     "predict": "--threshold 0",

@@ -184,11 +184,9 @@ def exit_code(faults: Sequence[Fault], *, strict: bool = False) -> int:
 def summarise(faults: Sequence[Fault]) -> str:
     """``2 errors, 1 warning``, or ``no faults``."""
     counts = Counter(fault.severity for fault in faults)
-    parts = [f"{n} {name}{'s' * (n != 1)}" for name in KINDS_OF if (n := counts[name])]
+    names: tuple[Severity, ...] = ("error", "warning", "note")
+    parts = [f"{n} {name}{'s' * (n != 1)}" for name in names if (n := counts[name])]
     return ", ".join(parts) or "no faults"
-
-
-KINDS_OF: tuple[Severity, ...] = ("error", "warning", "note")
 
 
 def print_faults(faults: Sequence[Fault], console: Console, *, examples: int | None = 3) -> None:
@@ -457,17 +455,14 @@ def _check_annotations(found: _Set, faults: list[Fault], progress: bool) -> None
         _add(faults, "pictures-without-objects", found.path, None, message)
 
 
-#: words in what ``coco.py`` says of an unusable annotation, and what that is called here
+#: words in what ``coco.py`` says of an unusable annotation, and what that is called here; what
+#: else it says is of damaged RLE or polygons
 _REASONS = (
     ("no segmentation", "no-mask"),
     ("empty segmentation", "no-mask"),
     ("iscrowd", "bad-crowd"),
     ("3 points", "few-points"),
     ("far outside", "outside-mask"),
-    ("RLE of", "bad-rle"),
-    ("RLE with", "bad-rle"),
-    ("RLE counts", "bad-rle"),
-    ("RLE covers", "bad-rle"),
     ("no pixel", "empty-mask"),
 )
 
@@ -484,7 +479,8 @@ def _check_geometry(
     reason = None if size is None else _find_fault(entry, size)
     if size is None or reason is not None:
         if reason is not None:
-            kind = next((kind for words, kind in _REASONS if words in reason), "bad-polygon")
+            other = "bad-rle" if isinstance(entry.get("segmentation"), dict) else "bad-polygon"
+            kind = next((kind for words, kind in _REASONS if words in reason), other)
             if kind == "empty-mask" and size and _is_outside(entry["segmentation"], size):
                 kind, reason = "outside-mask", "the mask lies outside of the picture"
             _add(faults, kind, path, own, f"{where}: {reason}")
