@@ -318,6 +318,16 @@ def test_a_broken_yaml_is_one_line(yolo_set, content, part):
     refused(yolo_set / "set.yaml", part)
 
 
+def test_the_last_folder_named_images_counts(tmp_path):
+    top = tmp_path / "images" / "set"
+    picture(top / "images" / "train" / "a.jpg")
+    write(top / "labels" / "train" / "a.txt", f"0 {BOX}")
+    write(top / "set.yaml", "names: [a]\ntrain: images/train\npath: .")
+    for path in (top / "images" / "train", top / "labels" / "train", top / "set.yaml"):
+        dataset = read(path, split="train")
+        assert [(p.id, len(dataset.target(0))) for p in dataset.pictures] == [("a.jpg", 1)]
+
+
 def test_yolo_sets_that_are_doubtful(yolo_set, tmp_path):
     refused(tmp_path / "none.yaml", "none.yaml: no such file")
     write(yolo_set / "set.yaml", "names: [a, b]\nval: images")
