@@ -610,3 +610,19 @@ def test_training_refuses_classes_that_differ(tmp_path, monkeypatch, capsys):
     assert "val: its categories differ from those of train" in capsys.readouterr().err
     write(tmp_path / "classes.txt", "a\nb\n")  # beside both
     assert [c.name for c in read("val").categories] == ["a", "b"]
+
+
+def test_a_list_of_pictures_is_relative_to_itself_or_to_the_set(yolo_set):
+    write(yolo_set / "lists" / "val.txt", "../images/b.png\nimages/a.jpg\n")
+    write(yolo_set / "set.yaml", "names: [cat, dog]\nval: lists/val.txt")
+    dataset = read(yolo_set / "set.yaml")
+    assert [p.file.resolve().name for p in dataset.pictures] == ["b.png", "a.jpg"]
+    assert [len(dataset.target(index)) for index in (0, 1)] == [0, 1]
+
+
+def test_empty_masks_still_have_their_class(tmp_path):
+    picture(tmp_path / "images" / "a.png")
+    save_ids(tmp_path / "masks" / "a.png", np.zeros(SIZE, np.uint8))
+    dataset = read(tmp_path)
+    assert [tuple(category) for category in dataset.categories] == [(1, "object")]
+    assert len(dataset.target(0)) == 0

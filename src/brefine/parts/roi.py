@@ -74,7 +74,7 @@ def pool(
 
 
 def align(feature: Tensor, rois: Tensor, size: int, scale: float, convention: Convention) -> Tensor:
-    """RoIAlign from one level: torchvision's, but several times as fast on a CPU.
+    """RoIAlign from one level: torchvision's, with a kernel of our own on CPUs.
 
     torchvision's CPU kernel uses one thread and works the taps of a cell out anew for every
     channel. Here they are worked out once, and each cell is a weighted sum of few rows of the
