@@ -7,6 +7,7 @@ height. Parts joined by a bridge of no width stay one polygon; drawn, the bridge
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -193,10 +194,10 @@ def _read_list(path: Path, root: Path) -> list[Path]:
         if not (text := line.strip()):
             continue
         places = [path.parent / text, root / text]
-        place = next((Path(place) for place in places if place.is_file()), None)
+        place = next((place for place in places if place.is_file()), None)
         if place is None:
             raise InputError(f"{path}, line {number}: {text}: no such picture")
-        found.append(place)
+        found.append(Path(os.path.normpath(place)))
     if not found:
         raise InputError(f"{path}: lists no picture")
     return found
