@@ -418,6 +418,44 @@ def test_upright_labels_of_a_turned_picture_are_right(place: Path) -> None:
     assert "31 x 17" in wrong[0].message
 
 
+def test_a_square_picture_turned_says_nothing_by_its_size(place: Path) -> None:
+    Image.open(first(place)).resize((64, 64)).save(first(place))
+    store_turned(place, 6, json_as=(64, 64))
+    kinds = {fault.kind for fault in check(place / "train.json", progress=False)}
+    assert "orientation" in kinds
+
+
+def test_the_same_pixels_in_another_shape_are_no_twin(place: Path) -> None:
+    values = json.loads((place / "train.json").read_text())
+    Image.new("RGB", (80, 64), "red").save(place / "images" / "wide.png")
+    Image.new("RGB", (64, 80), "red").save(place / "images" / "tall.png")
+    ramp = Image.linear_gradient("L")
+    ramp.resize((80, 64)).save(place / "images" / "ramp.png")
+    ramp.resize((40, 64)).save(place / "images" / "narrow.png")
+    for number, (name, w, h) in enumerate(
+        [("wide", 80, 64), ("tall", 64, 80), ("ramp", 80, 64), ("narrow", 40, 64)]
+    ):
+        entry = {"id": 500 + number, "file_name": f"{name}.png", "width": w, "height": h}
+        values["images"].append(entry)
+    assert pairs(find(place, values)) == [("pictures-without-objects", None)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ({"category_id": 99}, "unknown-category"),
+        ({"image_id": 99}, "unknown-picture"),
+        ({"segmentation": [[0, 0.02, 70, 0.02, 72, 0.3, 0, 0.2]]}, "sliver"),
+    ],
+)
+def test_what_training_leaves_out_is_no_object(
+    clean: Path, content: dict, changes: dict, kind: str
+) -> None:
+    entry = {"id": 1, "image_id": 1, "category_id": 3, "segmentation": [SQUARE], **changes}
+    faults = find(clean, {**content, "annotations": [entry]})
+    assert {fault.kind for fault in faults} == {kind, "no-objects"}
+
+
 def test_messages_name_the_twin(place: Path) -> None:
     copy_to("val_00002.png")(place)
     (fault,) = check(place / "train.json", against=place / "val.json", progress=False)
@@ -499,6 +537,9 @@ def test_an_outline_of_many_points_is_taken_in_blocks() -> None:
     angles = np.linspace(0, 2 * np.pi, 2500, endpoint=False)
     circle = 300 + 200 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
     assert _find_crossing(circle) is None
+    late = circle.copy()
+    late[[2400, 2402]] = late[[2402, 2400]]  # a knot that only the last block holds
+    assert _find_crossing(late) is not None
     circle[[2000, 2250]] = circle[[2250, 2000]]
     assert _find_crossing(circle) is not None
 
