@@ -349,3 +349,12 @@ def test_an_old_report_stays_when_the_new_one_fails(tmp_path):
         draw.report(path, "new", {}, [panel], NAMES)
     assert "old" in path.read_text()
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_one_class_needs_no_name_but_keeps_its_scores():
+    picture, mask = noise(100, 120), square((100, 120), 40, 30, 30)
+    sure, unsure = [record(mask, score=1.0)], [record(mask, score=0.7)]
+    bare = draw.overlay(picture, sure, NAMES[:1], names=False)
+    assert draw.overlay(picture, sure, NAMES[:1]) == bare
+    assert draw.overlay(picture, unsure, NAMES[:1]) != bare
+    assert draw.overlay(picture, sure, NAMES) != draw.overlay(picture, sure, NAMES, names=False)

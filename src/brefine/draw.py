@@ -80,8 +80,8 @@ def overlay(
 
     Inside a mask the picture turns gray, so that its colour is the legend's whatever lies below.
     The best score is drawn last, on top. Colours go by label, or by object when there is one
-    class only. Lines and letters grow with the picture; in one too small for letters (short
-    side below 64 pixels) there are none.
+    class only; names are then left out. Lines and letters grow with the picture; in one too
+    small for letters (short side below 64 pixels) there are none.
 
     Args:
         picture: ``[3, H, W]`` uint8.
@@ -121,10 +121,11 @@ def overlay(
         letters = ImageDraw.Draw(image)
         for i in order:
             record, (window, corner) = objects[i], shapes[i]
-            text = categories[label[record["category_id"]]].name
+            # the name says nothing where there is one class, and hides small objects
+            text = categories[label[record["category_id"]]].name if len(categories) > 1 else ""
             if record.get("score", 1.0) < 1:
-                text += f" {record['score']:.2f}"
-            if window.size:
+                text = f"{text} {record['score']:.2f}".lstrip()
+            if window.size and text:
                 peak = corner[0] + int(window[0].nonzero()[0].mean()), corner[1]
                 _write(letters, text, peak, size, colours[i])
     return image
