@@ -293,7 +293,7 @@ def test_a_polygon_outside_of_the_picture_costs_itself_only(yolo_set, capsys):
 @pytest.mark.parametrize(
     ("content", "part"),
     [
-        ("names: [a", "line 1: no valid YAML"),
+        ("names: [a", "line 1, column 10: no valid YAML"),
         ("- a", "expected a YOLO data yaml"),
         ("train: images\nval: images", "names: expected"),
         ("names: []\nval: images", "names: expected"),

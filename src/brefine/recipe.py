@@ -220,7 +220,7 @@ class Recipe(Section):
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "not a UTF-8 text file"
             raise InputError(f"{path}: cannot read the recipe: {reason}") from None
-        return cls.parse(_parse_yaml(text, str(path)), str(path))
+        return cls.parse(parse_yaml(text, str(path)), str(path))
 
     def save(self, path: Path | str) -> None:
         """Write every value, defaults included, as YAML; an old file is replaced at once."""
@@ -246,7 +246,7 @@ class Recipe(Section):
                 place = place.setdefault(section, {}) if isinstance(place, dict) else None
             if not equals or not key or not isinstance(place, dict):
                 raise InputError(f"--set {setting}: expected KEY=VALUE, such as train.lr=0.01")
-            place[key] = _parse_yaml(text, f"--set {setting}")
+            place[key] = parse_yaml(text, f"--set {setting}")
         return self.parse(values, f"--set {' '.join(settings)}")
 
 
@@ -262,8 +262,12 @@ def describe(error: ValidationError) -> str:
     return "; ".join(faults)
 
 
-def _parse_yaml(text: str, origin: str) -> Any:
-    """YAML to plain values; whatever is wrong becomes one line."""
+def parse_yaml(text: str, origin: str) -> Any:
+    """YAML to plain values.
+
+    Raises:
+        InputError: no YAML: one line with ``origin``, line and column.
+    """
     try:
         return yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:

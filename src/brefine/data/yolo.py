@@ -11,8 +11,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from brefine.data.pictures import (
     CLASSES,
     by_name,
@@ -25,6 +23,7 @@ from brefine.data.pictures import (
     upright_size,
     watch,
 )
+from brefine.recipe import parse_yaml
 from brefine.structures import InputError
 
 #: shares of the picture by which a point may lie outside; more are pixels, not shares
@@ -141,15 +140,7 @@ def _parse(line: str, size: tuple[int, int]) -> tuple[int, list[float]]:
 
 def _load_yaml(path: Path) -> dict[str, Any]:
     text = "\n".join(read_lines(path))
-    try:
-        content = yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f", line {mark.line + 1}" if mark else ""
-        raise InputError(f"{path}{where}: no valid YAML: {error.problem}") from None
-    except Exception:
-        # Malformed scalars leave PyYAML as IndexError, KeyError, ValueError, RecursionError...
-        raise InputError(f"{path}: no valid YAML") from None
+    content = parse_yaml(text, str(path))
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a YOLO data yaml with names, train and val")
     return content
