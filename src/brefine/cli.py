@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from brefine import __version__
+from brefine.data.commands import ImagesFolder, data_app
 
 if TYPE_CHECKING:
     from brefine.evaluate import Report
@@ -28,6 +29,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(data_app, name="data")
 
 #: the class of every complaint about arguments, wherever this version of typer keeps it
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
@@ -61,9 +63,6 @@ def _formats(text: str) -> list[str]:
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Replace a value, such as train.lr=0.01."),
-]
-ImagesFolder = Annotated[
-    Path | None, typer.Option("--images", help="Folder of the pictures, if not beside the labels.")
 ]
 
 
@@ -268,39 +267,6 @@ def toy(
     from brefine.data.toy import draw
 
     draw(folder, train=train, val=val, size=_size(size), seed=seed)
-
-
-data_app = typer.Typer(help="Look at a data set before training on it.", no_args_is_help=True)
-app.add_typer(data_app, name="data")
-
-
-@data_app.command()
-def check(
-    path: Annotated[Path, typer.Argument(help="COCO json with the labels.")],
-    images: ImagesFolder = None,
-    against: Annotated[
-        Path | None, typer.Option(help="Json of the other split: same classes? no picture twice?")
-    ] = None,
-    against_images: Annotated[
-        Path | None, typer.Option(help="Folder of its pictures, if another than --images.")
-    ] = None,
-    show_all: Annotated[bool, typer.Option("--all", help="Every fault, not three a kind.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Every fault, as json.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit code 1 with warnings.")] = False,
-) -> None:
-    """Every fault of a data set, with what to do; exit code 2 with errors. Writes nothing."""
-    from dataclasses import asdict
-
-    from rich.console import Console
-
-    from brefine.data.check import check, exit_code, print_faults
-
-    faults = check(path, images, against=against, against_images=against_images)
-    if as_json:
-        print(json.dumps([asdict(fault) for fault in faults], indent=1))
-    else:
-        print_faults(faults, Console(), examples=None if show_all else 3)
-    raise typer.Exit(exit_code(faults, strict=strict))
 
 
 @app.callback(invoke_without_command=True)
