@@ -1,4 +1,4 @@
-"""COCO instance annotations, read straight from the json; masks stay run lengths until asked for.
+"""COCO instance annotations, read straight from the json; masks stay as they are until asked for.
 
 What is unusable in one annotation costs that annotation only and is listed in ``skipped``; what
 makes the whole file doubtful (no json, missing keys, ids twice) is refused.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
+from brefine.data.packed import Packed, pack, unpack
 from brefine.data.pictures import MAX_PIXELS
 from brefine.structures import Bitmaps, Category, InputError, Instances
 
@@ -42,6 +43,11 @@ class Picture:
     id: int | str
     file: Path
     size: tuple[int, int]
+
+    @classmethod
+    def of(cls, values: Any) -> Picture:
+        """From the values (id, file, height, width)."""
+        return cls(values[0], Path(values[1]), (values[2], values[3]))
 
 
 @dataclass(frozen=True)
@@ -193,6 +199,8 @@ def _check_polygons(polygons: Sequence[Any], size: tuple[int, int]) -> list[NDAr
 class CocoSet:
     """Pictures and their objects from a COCO json.
 
+    Pictures and annotations are ``Packed``: loader processes share them.
+
     Args:
         annotations: the json.
         images: folder of the pictures. None: the folder ``images`` beside the json if there is
@@ -211,12 +219,12 @@ class CocoSet:
 
     path: Path
     categories: list[Category]
-    pictures: list[Picture]
+    pictures: Sequence[Picture]
     skipped: list[str]
 
     def __init__(self, annotations: Path | str, images: Path | str | None = None) -> None:
         path = Path(annotations)
-        content = read_json(path)
+        content = read_json(path, packed=True)
         self._take(content, path, find_folder(path, images))
 
     @classmethod
@@ -241,7 +249,7 @@ class CocoSet:
             Category(self._whole(entry, "id", where), self._text(entry, "name", where))
             for entry, where in self._entries(content, "categories")
         )
-        self.pictures = [
+        pictures = [
             Picture(
                 self._id(entry, "id", where),
                 folder / self._text(entry, "file_name", where),
@@ -249,7 +257,7 @@ class CocoSet:
             )
             for entry, where in self._entries(content, "images")
         ]
-        for picture in self.pictures:
+        for picture in pictures:
             height, width = picture.size
             if min(height, width) < 1 or height * width > MAX_PIXELS:
                 raise InputError(
@@ -257,17 +265,18 @@ class CocoSet:
                     f"1 to {MAX_PIXELS // 10**6} million: correct its height and width"
                 )
         labels = {category.id: i for i, category in enumerate(self.categories)}
-        index = {picture.id: i for i, picture in enumerate(self.pictures)}
+        index = {picture.id: i for i, picture in enumerate(pictures)}
         if len(labels) < len(self.categories):
             twice = _first_twice([category.id for category in self.categories])
             raise InputError(f"{self.path}: category id {twice} is used twice: make ids unique")
-        if len(index) < len(self.pictures):
-            twice = _first_twice([picture.id for picture in self.pictures])
+        if len(index) < len(pictures):
+            twice = _first_twice([picture.id for picture in pictures])
             raise InputError(f"{self.path}: picture id {twice!r} is used twice: make ids unique")
 
         self.skipped = []
         self._labels = labels
-        self._annotations: list[list[dict[str, Any]]] = [[] for _ in self.pictures]
+        taken: list[list[bytes]] = [[] for _ in pictures]
+        usable = set()
         for entry, where in self._entries(content, "annotations"):
             image = self._id(entry, "image_id", where)
             category = self._whole(entry, "category_id", where)
@@ -277,26 +286,29 @@ class CocoSet:
             elif category not in labels:
                 fault = f"unknown category_id {category}"
             else:
-                fault = _find_fault(entry, self.pictures[index[image]].size)
+                fault = _find_fault(entry, pictures[index[image]].size)
             if fault:
                 self.skipped.append(f"{where}: {fault}")
-            else:
-                self._annotations[index[image]].append(entry)
+                continue
+            taken[index[image]].append(pack(entry))
+            if not entry.get("iscrowd"):
+                usable.add(index[image])
+        self._usable = sorted(usable)
+        self._starts = np.cumsum([0, *map(len, taken)])
+        self._annotations = Packed((entry for entries in taken for entry in entries), dict)
+        self.pictures = Packed((pack((p.id, str(p.file), *p.size)) for p in pictures), Picture.of)
 
     def __len__(self) -> int:
         return len(self.pictures)
 
     def annotations(self, index: int) -> list[dict[str, Any]]:
         """The usable annotations of picture ``index``, as in the json, crowd regions included."""
-        return self._annotations[index]
+        index = range(len(self))[index]
+        return self._annotations[int(self._starts[index]) : int(self._starts[index + 1])]
 
     def usable(self) -> list[int]:
         """Pictures with at least one usable object that is not a crowd region."""
-        return [
-            index
-            for index, entries in enumerate(self._annotations)
-            if any(not entry.get("iscrowd") for entry in entries)
-        ]
+        return list(self._usable)
 
     def target(self, index: int) -> Instances:
         """The objects of picture ``index``, crowd regions left out, in original pixels.
@@ -307,7 +319,7 @@ class CocoSet:
         """
         picture = self.pictures[index]
         boxes, tights, labels, windows, origins = [], [], [], [], []
-        for entry in self._annotations[index]:
+        for entry in self.annotations(index):
             if entry.get("iscrowd"):
                 continue
             window, (x, y) = decode(entry["segmentation"], picture.size).window()
@@ -340,8 +352,8 @@ class CocoSet:
         ids count from 1 (COCOeval takes 0 for "unmatched").
         """
         annotations: list[dict[str, Any]] = []
-        for picture, entries in zip(self.pictures, self._annotations, strict=True):
-            for entry in entries:
+        for index, picture in enumerate(self.pictures):
+            for entry in self.annotations(index):
                 runs = decode(entry["segmentation"], picture.size)
                 if not runs.area():
                     continue
@@ -370,20 +382,20 @@ class CocoSet:
             "categories": categories,
         }
 
-    def _entries(self, content: dict[str, Any], key: str) -> list[tuple[dict[str, Any], str]]:
+    def _entries(self, content: dict[str, Any], key: str) -> Iterator[tuple[dict[str, Any], str]]:
         """The entries of a list in the json, each with what to call it in messages."""
         entries = content.get(key)
         if not isinstance(entries, list):
             fault = "missing" if entries is None else "not a list"
             raise InputError(f"{self.path}: {key}: {fault}, expected COCO instance annotations")
         kind = {"categories": "category", "images": "picture", "annotations": "annotation"}[key]
-        named = []
         for number, entry in enumerate(entries):
+            if isinstance(entry, bytes):
+                entry = unpack(entry)
             if not isinstance(entry, dict):
                 raise InputError(f"{self.path}: {key}[{number}]: expected an object {{...}}")
             name = entry.get("id", f"number {number}")
-            named.append((entry, f"{kind} {_short(name)}"))
-        return named
+            yield entry, f"{kind} {_short(name)}"
 
     def _value(self, entry: dict[str, Any], key: str, where: str) -> Any:
         if key not in entry:
@@ -425,14 +437,20 @@ def find_folder(path: Path, images: Path | str | None) -> Path:
     return Path(images)
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, *, packed: bool = False) -> dict[str, Any]:
     """The object in a json file.
+
+    Args:
+        path: the file.
+        packed: keep each COCO annotation as bytes (``packed.unpack``) as soon as it is parsed: as
+            Python objects, those of a large set take ten times the memory.
 
     Raises:
         InputError: not there, no json, or no object.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
+        content = json.loads(text, object_hook=_pack_annotation if packed else None)
     except FileNotFoundError:
         raise InputError(f"{path}: no such annotation file") from None
     except json.JSONDecodeError as error:
@@ -445,6 +463,10 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path}: expected COCO annotations, an object with images, annotations and categories"
         )
     return content
+
+
+def _pack_annotation(entry: dict[str, Any]) -> dict[str, Any] | bytes:
+    return pack(entry) if "image_id" in entry and "segmentation" in entry else entry
 
 
 def _find_fault(entry: dict[str, Any], size: tuple[int, int]) -> str | None:
@@ -513,6 +535,6 @@ def _first_twice(values: Sequence[Any]) -> Any:
 
 def _short(value: Any) -> str:
     """A json value for a message, cut to a readable length, on one line."""
-    text = value if isinstance(value, str) else json.dumps(value)
+    text = value if isinstance(value, str) else json.dumps(value, default=repr)
     text = " ".join(text.split())
     return text if len(text) <= 40 else text[:37] + "..."

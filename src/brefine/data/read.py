@@ -46,7 +46,7 @@ def read(
         if not path.is_file():
             raise InputError(f"{path}: no such file")
     else:
-        content = read_json(path)
+        content = read_json(path, packed=True)
         if "shapes" not in content or "images" in content:
             return CocoSet.from_dict(content, path, find_folder(path, images))
         kind = "LabelMe"
