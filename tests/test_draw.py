@@ -11,7 +11,8 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from brefine import draw
-from brefine.evaluate import boundary_band, evaluate_records
+from brefine.evaluate import evaluate_records
+from brefine.metrics.boundary import boundary_band
 from brefine.structures import Bitmaps, Category, InputError, Instances
 from samples import blob, dense_rle, random_records, random_set
 

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from brefine import evaluate as ev
 from brefine.data.coco import CocoSet
+from brefine.metrics import boundary, tables
 from brefine.parts.masks import to_records
 from brefine.predict import Predictor
 from brefine.structures import Bitmaps, Category, InputError, Instances
@@ -263,7 +264,7 @@ def test_band_is_repeated_erosion(mask, width, smooth):
         )
     expected = mask & ~inner[1:-1, 1:-1]
     before = mask.astype(np.uint8)
-    np.testing.assert_array_equal(ev.boundary_band(before, width), expected)
+    np.testing.assert_array_equal(boundary.boundary_band(before, width), expected)
     np.testing.assert_array_equal(before, mask)
 
 
@@ -275,7 +276,7 @@ def test_band_in_a_window_is_that_in_the_picture(seed):
         mask = blob(random, size)
         window = Bitmaps.of(torch.as_tensor(mask[None]))
         x, y = window.origins[0].tolist()
-        band = ev.boundary_band(window.windows[0].numpy(), ev.band_width(size))
+        band = boundary.boundary_band(window.windows[0].numpy(), boundary.band_width(size))
         expected = dense_band(mask)
         assert band.sum() == expected.sum()
         part = expected[y : y + band.shape[0], x : x + band.shape[1]]
@@ -283,15 +284,15 @@ def test_band_in_a_window_is_that_in_the_picture(seed):
 
 
 def test_band_width_is_two_percent_of_the_diagonal():
-    assert ev.band_width((480, 640)) == 16
-    assert ev.band_width((3, 4)) == 1
-    assert ev.band_width((300, 400)) == 10
+    assert boundary.band_width((480, 640)) == 16
+    assert boundary.band_width((3, 4)) == 1
+    assert boundary.band_width((300, 400)) == 10
 
 
 def test_the_pictures_border_is_outline():
     size = (300, 400)  # d = 10
     whole = np.ones(size, np.uint8)
-    band = ev.boundary_band(whole, ev.band_width(size))
+    band = boundary.boundary_band(whole, boundary.band_width(size))
     assert band.sum() == 300 * 400 - 280 * 380
 
 
@@ -308,8 +309,8 @@ def test_mask_iou_of_windows_is_the_dense_one(data):
         windows.append((bitmap.windows[0].numpy(), tuple(bitmap.origins[0].tolist())))
     union = (masks[0] | masks[1]).sum()
     expected = (masks[0] & masks[1]).sum() / union if union else 0.0
-    assert ev.mask_iou(*windows) == pytest.approx(expected)
-    assert ev.mask_iou(*windows[::-1]) == pytest.approx(expected)
+    assert boundary.mask_iou(*windows) == pytest.approx(expected)
+    assert boundary.mask_iou(*windows[::-1]) == pytest.approx(expected)
 
 
 # --- thresholds ----------------------------------------------------------------------------------
@@ -600,13 +601,13 @@ def test_table_fits_a_terminal(width):
     rows = two_reports()
     rows["BRefine"].values["given_boxes/boundary_iou"] = 0.7654
     console = Console(file=io.StringIO(), width=width, force_terminal=False)
-    ev.print_table(rows, console)
+    tables.print_table(rows, console)
     lines = console.file.getvalue().splitlines()
     assert max(map(len, lines)) <= width
     (first,) = (line for line in lines if line.startswith("[Mask] R-CNN"))
     (second,) = (line for line in lines if line.startswith("BRefine"))
     assert len(second.split()) == 11
-    figures = [100 * rows["BRefine"].values[k] for k in ev.COLUMNS if k != "mask/AP_L"]
+    figures = [100 * rows["BRefine"].values[k] for k in tables.COLUMNS if k != "mask/AP_L"]
     assert [w for w in second.split()[1:] if w != "-"] == [f"{v:.1f}" for v in figures]
     assert second.split()[6] == "-"  # no large objects
     assert first.split()[-2:] == ["-", "-"]
@@ -616,7 +617,7 @@ def test_table_fits_a_terminal(width):
 def test_class_table_has_all_methods():
     rows = two_reports()
     console = Console(file=io.StringIO(), width=100, force_terminal=False)
-    ev.print_classes(rows, console)
+    tables.print_classes(rows, console)
     (line,) = (x for x in console.file.getvalue().splitlines() if x.startswith("class 2"))
     values = [
         100 * rows[name].per_class["class 2"][f"{kind}/AP"]
@@ -626,19 +627,19 @@ def test_class_table_has_all_methods():
     assert line.split()[3:] == [f"{value:.1f}" for value in values]
     assert int(line.split()[2]) == rows["BRefine"].per_class["class 2"]["objects"]
     assert "[Mask]" in console.file.getvalue()
-    ev.print_table({}, console)
-    ev.print_classes({}, console)
+    tables.print_table({}, console)
+    tables.print_classes({}, console)
 
 
 def test_markdown_table_has_the_best_in_bold():
     rows = two_reports()
-    lines = ev.markdown(rows).splitlines()
+    lines = tables.markdown(rows).splitlines()
     assert len(lines) == 4
     assert len({line.count("|") for line in lines}) == 1
     values = [report.values["mask/AP"] for report in rows.values()]
     first = lines[2 + int(np.argmax(values))].split("|")[2].strip()
     assert first == f"**{100 * max(values):.1f}**"
-    only = ev.markdown({"one": rows["BRefine"]})
+    only = tables.markdown({"one": rows["BRefine"]})
     assert "**" not in only
 
 

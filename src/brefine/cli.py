@@ -106,7 +106,7 @@ def evaluate(
     """Box, mask and Boundary AP, and mask quality in true boxes, one row a model."""
     from rich.console import Console
 
-    from brefine.evaluate import print_classes, print_table
+    from brefine.metrics.tables import print_classes, print_table
 
     kinds = {"detected": boxes != Boxes.TRUTH, "given_boxes": boxes != Boxes.DETECTED}
     rows = _compare(models or [], records or [], data, images, boundary, limit, **kinds)

@@ -10,8 +10,9 @@ from brefine import draw
 from brefine.data import toy
 from brefine.data.coco import CocoSet
 from brefine.data.loader import read_picture
-from brefine.evaluate import Report, markdown, print_table
+from brefine.evaluate import Report
 from brefine.files import replacing
+from brefine.metrics.tables import markdown, print_table
 from brefine.parts.masks import to_records
 from brefine.progress import console
 from brefine.recipe import Recipe

@@ -18,8 +18,10 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from brefine.data.coco import decode
-from brefine.evaluate import COLUMNS, Mask, Report, band_width, boundary_band, mask_iou, table_cells
+from brefine.evaluate import Report
 from brefine.files import replacing
+from brefine.metrics.boundary import Mask, band_width, boundary_band, mask_iou
+from brefine.metrics.tables import COLUMNS, table_cells
 from brefine.parts.masks import to_records
 from brefine.structures import Category, InputError, Instances
 

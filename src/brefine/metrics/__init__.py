@@ -1,0 +1,1 @@
+"""What an evaluation measures: overlaps first, then everything that is counted from them."""

@@ -1,0 +1,78 @@
+"""Quality of the masks alone: what the mask head makes of the true boxes and labels."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from brefine.data.coco import CocoSet
+from brefine.metrics.boundary import band_width, boundary_band, mask_iou
+from brefine.metrics.overlaps import SIZES
+from brefine.parts.masks import paste
+from brefine.structures import InputError, Instances
+
+if TYPE_CHECKING:
+    from brefine.predict import Predictor
+
+#: of one object: pixels of the true mask, mask IoU, IoU of the boundary bands alone
+Quality = tuple[int, float, float]
+
+
+def asked_for(predictor: Predictor, dataset: CocoSet, index: int) -> Instances:
+    """The labels of a picture in the numbers of the model's table.
+
+    Raises:
+        InputError: the model does not know a class of the data set.
+    """
+    rows = {category: i for i, category in enumerate(predictor.categories)}
+    for category in dataset.categories:
+        if category not in rows:
+            raise InputError(
+                f"{dataset.path}: category {category.id} ({category.name}) is not in the "
+                "model's table: evaluate with the categories that it was trained for"
+            )
+    target = dataset.target(index)
+    table = torch.tensor([rows[c] for c in dataset.categories], dtype=torch.int64)
+    return replace(target, labels=table[target.labels])
+
+
+def measure(found: Instances, target: Instances) -> list[Quality]:
+    """Compare masks predicted for true boxes with the true masks, object by object.
+
+    Args:
+        found: ``logits``, one an object of ``target``, in its frame.
+        target: the true masks.
+    """
+    if found.logits is None or target.masks is None or found.size != target.size:
+        raise ValueError("needs logits and true masks in one frame")
+    width = band_width(target.size)
+    masks = target.masks.to("cpu")
+    logits, boxes = found.logits.cpu(), found.boxes.cpu()
+    measured = []
+    for window, (x, y), logit, box in zip(
+        masks.windows, masks.origins.tolist(), logits, boxes, strict=True
+    ):
+        pasted, origin = paste(logit, box, target.size)
+        mine, true = pasted.numpy().astype(np.uint8), window.numpy()
+        whole = mask_iou((mine, origin), (true, (x, y)))
+        bands = boundary_band(mine, width), boundary_band(true, width)
+        edge = mask_iou((bands[0], origin), (bands[1], (x, y)))
+        measured.append((int(np.count_nonzero(true)), whole, edge))
+    return measured
+
+
+def summarise(objects: list[Quality]) -> dict[str, float]:
+    """Means over objects, ``given_boxes/{mask_iou,boundary_iou}{,_S,_M,_L}``; NaN without any."""
+    table = np.array(objects, dtype=np.float64).reshape(-1, 3)
+    values = {}
+    for column, name in ((1, "mask_iou"), (2, "boundary_iou")):
+        for size, (low, high) in SIZES.items():
+            chosen: NDArray[np.float64] = table[(table[:, 0] >= low) & (table[:, 0] < high), column]
+            mean = float(chosen.mean()) if len(chosen) else math.nan
+            values[f"given_boxes/{name}{size}"] = mean
+    return values
