@@ -1,0 +1,173 @@
+"""Outlines of masks as polygons that draw the same mask again.
+
+An outline runs along the edges between pixels, so its corners are whole numbers. COCO's
+rasteriser (pycocotools) sets the pixels whose centres lie inside, by the even-odd rule: it draws
+such an outline back bit by bit. A hole or a part can be joined to another outline by a bridge of
+no width: walked to and fro, it crosses every column twice at the same place, which cancels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ring = NDArray[np.float64]  # [n, 2] corners (x, y); the last one is joined to the first
+
+#: corners of a ring that a bridge may start from
+_BRIDGEHEADS = 16
+
+
+def polygons(
+    window: NDArray[Any], origin: tuple[int, int] = (0, 0), tolerance: float = 0.0
+) -> list[Ring]:
+    """A mask as polygons: one for each part, with its holes tied in by bridges of no width.
+
+    Drawn together by pycocotools, they are the mask again, bit by bit, if ``tolerance`` is 0.
+
+    Args:
+        window: ``[h, w]``, bool or 0/1.
+        origin: (x, y) of its top left pixel.
+        tolerance: pixels by which an outline may leave the edges of the pixels; see ``simplify``.
+
+    Returns:
+        ``[n, 2]`` (x, y) each; none for an empty mask.
+    """
+    return [join([simplify(ring, tolerance) for ring in part]) for part in trace(window, origin)]
+
+
+def trace(window: NDArray[Any], origin: tuple[int, int] = (0, 0)) -> list[list[Ring]]:
+    """The parts of a mask, each as its outline and the outlines of its holes.
+
+    Pixels that touch at a corner belong together; pixels of a hole must share an edge. Time
+    follows the window's pixels and the corners.
+
+    Args:
+        window: ``[h, w]``, bool or 0/1.
+        origin: (x, y) of its top left pixel.
+
+    Returns:
+        One list a part, from the top: the outer ring, clockwise on the screen, then its holes,
+        anticlockwise. Rings have corners only, at least 4.
+    """
+    inside = np.pad(np.asarray(window, dtype=bool), 1).astype(np.int8)
+    width = inside.shape[1] - 1  # of the lattice of corners
+    # The mask lies to the right of the walk: along its top to the right, down its right side.
+    ys, lefts, rights, begins = _stretches(np.diff(inside[:, 1:-1], axis=0))
+    h_start = ys * width + np.where(begins, lefts, rights)
+    h_end = ys * width + np.where(begins, rights, lefts)
+    xs, tops, bottoms, up = _stretches(np.diff(inside[1:-1], axis=1).T)
+    v_start = np.where(up, bottoms, tops) * width + xs
+    v_end = np.where(up, tops, bottoms) * width + xs
+    # One stretch ends where the next one starts. Where pixels touch at a corner there are two of
+    # each; the second key sends the walk across to the other pixel.
+    after_h, after_v = np.empty_like(ys), np.empty_like(xs)
+    after_h[np.lexsort((begins, h_end))] = np.lexsort((up, v_start))
+    after_v[np.lexsort((~up, v_end))] = np.lexsort((begins, h_start))
+
+    walks: list[list[int]] = []
+    ring_of = [-1] * len(ys)
+    following = after_v[after_h].tolist()
+    for first in range(len(ys)):
+        step, walk = first, []
+        while ring_of[step] < 0:
+            ring_of[step] = len(walks)
+            walk.append(step)
+            step = following[step]
+        if walk:
+            walks.append(walk)
+    corners = np.stack([h_start, h_end], 1)
+    rings = []
+    for walk in walks:
+        y, x = np.divmod(corners[walk].ravel(), width)
+        rings.append(np.stack([x, y], 1) + np.array(origin, dtype=np.float64))
+
+    # A walk starts at its highest stretch: the top of an outer ring, or the top of a hole, where
+    # the mask ends. Left of that the mask goes on to the edge of its part or of a hole above.
+    holder = list(range(len(walks)))
+    holes = [ring for ring, walk in enumerate(walks) if not begins[walk[0]]]
+    if holes:
+        edges = np.full((inside.shape[0] - 2, width), -1)
+        ring_of_v = np.empty_like(xs)
+        ring_of_v[after_h] = ring_of
+        for x, y1, y2, ring in zip(xs, tops, bottoms, ring_of_v, strict=True):
+            edges[y1:y2, x] = ring
+        for ring in holes:
+            highest = walks[ring][0]
+            row = edges[ys[highest], : lefts[highest]]
+            holder[ring] = holder[int(row[row >= 0][-1])]
+    parts: dict[int, list[Ring]] = {}
+    for ring, outer in enumerate(holder):
+        parts.setdefault(outer, []).append(rings[ring])
+    return list(parts.values())
+
+
+def _stretches(
+    edges: NDArray[np.int8],
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+    """Runs of 1 and of -1 along the rows: row, first, last + 1, and whether of 1; in order."""
+    flat = np.pad(edges, ((0, 0), (0, 1))).ravel()  # no run goes on in the next row
+    cuts = np.flatnonzero(np.diff(flat, prepend=0))
+    value = flat[cuts]
+    # A run lasts to the next change of value, whatever comes then.
+    some = np.flatnonzero(value)
+    row, first = np.divmod(cuts[some], edges.shape[1] + 1)
+    length = cuts[some + 1] - cuts[some] if len(some) else cuts[some]
+    return row, first, first + length, value[some] > 0
+
+
+def simplify(ring: Ring, tolerance: float) -> Ring:
+    """A ring with fewer corners, none of the old ones farther than ``tolerance`` from it.
+
+    Douglas and Peucker's rule, from the two corners farthest apart as seen from the first one.
+    A ring that would become a line stays as it is.
+
+    Args:
+        ring: ``[n, 2]``.
+        tolerance: pixels; 0 keeps the ring.
+    """
+    if tolerance <= 0 or len(ring) < 4:
+        return ring
+    far = int(((ring - ring[0]) ** 2).sum(1).argmax())
+    closed = np.concatenate([ring, ring[:1]])
+    keep = np.zeros(len(closed), dtype=bool)
+    keep[[0, far]] = True
+    pieces = [(0, far), (far, len(ring))]
+    while pieces:
+        first, last = pieces.pop()
+        if last - first < 2:
+            continue
+        between = closed[first + 1 : last] - closed[first]
+        chord = closed[last] - closed[first]
+        share = (between @ chord / max(chord @ chord, 1e-12)).clip(0, 1)
+        distance = np.hypot(*(between - share[:, None] * chord).T)
+        worst = int(distance.argmax())
+        if distance[worst] > tolerance:
+            middle = first + 1 + worst
+            keep[middle] = True
+            pieces += [(first, middle), (middle, last)]
+    fewer = ring[keep[:-1]]
+    return fewer if len(fewer) > 2 else ring
+
+
+def join(rings: Sequence[Ring]) -> Ring:
+    """Several rings as one, tied by bridges of no width, each from a corner to a near corner.
+
+    Drawn by the even-odd rule, it covers what an odd number of the rings cover: parts that lie
+    apart, and outlines without their holes.
+
+    Args:
+        rings: at least one.
+    """
+    joined = rings[0]
+    for ring in rings[1:]:
+        heads = np.arange(0, len(ring), 1 + len(ring) // _BRIDGEHEADS)
+        distance = ((ring[heads, None] - joined) ** 2).sum(2)
+        head, here = np.unravel_index(int(distance.argmin()), distance.shape)
+        tour = np.roll(ring, -heads[head], axis=0)
+        joined = np.concatenate([joined[: here + 1], tour, tour[:1], joined[here:]])
+    # Where rings touch, a bridge has no length; a corner twice in a row says nothing.
+    moved: NDArray[np.bool_] = (joined != np.roll(joined, 1, axis=0)).any(1)
+    return joined[moved]
