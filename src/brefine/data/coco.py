@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,7 +21,11 @@ from torch import Tensor
 
 from brefine.data.packed import Packed, pack, unpack
 from brefine.data.pictures import MAX_PIXELS
+from brefine.data.transforms import resize_masks
 from brefine.structures import Bitmaps, Category, InputError, Instances
+
+if TYPE_CHECKING:
+    from brefine.data.lvis import Federated
 
 #: a ``bbox`` is believed if no side is farther from its mask than 2 pixels and a quarter of the
 #: box: drawn boxes hold thin ends that no pixel of the mask shows; corners given as sizes are off
@@ -165,6 +169,58 @@ def _draw_polygons(polygons: Sequence[Any], size: tuple[int, int]) -> Runs:
     return Runs(np.append(lengths, 0) if len(lengths) % 2 else lengths, size)
 
 
+def draw(
+    polygons: Sequence[NDArray[np.float64]],
+    size: tuple[int, int],
+    scale: tuple[float, float] = (1.0, 1.0),
+) -> tuple[Tensor, tuple[int, int]]:
+    """The union of polygons in a window around them: the very pixels of pycocotools, faster.
+
+    Args:
+        polygons: each a flat array x, y, x, y ..., of at least 3 points.
+        size: (height, width) of the frame.
+        scale: of x and of y, from the polygons' coordinates to the frame's.
+
+    Returns:
+        uint8 ``[h, w]``, tight, maybe empty, and the (x, y) of its top left pixel.
+    """
+    height, width = size
+    scales = np.array(scale)
+    # pycocotools rounds points to fifths of a pixel first: so do we, and shifting loses nothing.
+    fifths = [np.trunc(5 * (points.reshape(-1, 2) * scales) + 0.5) for points in polygons]
+    low = np.min([points.min(0) for points in fifths], 0)
+    high = np.max([points.max(0) for points in fifths], 0)
+    if low.min() < 0 or high[0] > 5 * width or high[1] > 5 * height:
+        lists = [(points.reshape(-1, 2) * scales).ravel().tolist() for points in polygons]
+        return _draw_polygons(lists, size).window()
+    x, y = min(int(low[0] // 5), width - 1), min(int(low[1] // 5), height - 1)
+    right, bottom = min(int(high[0] // 5) + 1, width), min(int(high[1] // 5) + 1, height)
+    shifted = [((points - (5 * x, 5 * y)) / 5).ravel() for points in fifths]
+    rles = coco_mask.frPyObjects(shifted, bottom - y, right - x)
+    window = coco_mask.decode(rles[0] if len(rles) == 1 else coco_mask.merge(rles))
+    left, top, right, bottom = 0, 0, right - x, bottom - y
+    while left < right and not window[:, left].any():
+        left += 1
+    while left < right and not window[:, right - 1].any():
+        right -= 1
+    while top < bottom and not window[top, left:right].any():
+        top += 1
+    while top < bottom and not window[bottom - 1, left:right].any():
+        bottom -= 1
+    tight = np.ascontiguousarray(window[top:bottom, left:right])
+    return torch.from_numpy(tight), (x + left, y + top)
+
+
+def _extent(
+    polygons: Sequence[NDArray[np.float64]], size: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    """The xyxy box of polygons, cut to a picture of ``size``."""
+    points = np.concatenate(polygons).reshape(-1, 2)
+    limit = np.array([size[1], size[0]])
+    (x1, y1), (x2, y2) = points.min(0).clip(0, limit), points.max(0).clip(0, limit)
+    return float(x1), float(y1), float(x2), float(y2)
+
+
 def _check_polygons(polygons: Sequence[Any], size: tuple[int, int]) -> list[NDArray[np.float64]]:
     """Each polygon as a flat array of x, y, x, y ...
 
@@ -211,6 +267,7 @@ class CocoSet:
         categories: the category table, in the order of the ids: label ``i`` is row ``i``.
         pictures: in the json's order.
         skipped: one line for each annotation that cannot be used: its id and why.
+        federated: what LVIS says beside masks, if the set is of LVIS and was read by ``read.read``.
 
     Raises:
         InputError: not there, no COCO json, a missing key or a value of the wrong type, or an
@@ -221,6 +278,7 @@ class CocoSet:
     categories: list[Category]
     pictures: Sequence[Picture]
     skipped: list[str]
+    federated: Federated | None = None
 
     def __init__(self, annotations: Path | str, images: Path | str | None = None) -> None:
         path = Path(annotations)
@@ -310,36 +368,55 @@ class CocoSet:
         """Pictures with at least one usable object that is not a crowd region."""
         return list(self._usable)
 
-    def target(self, index: int) -> Instances:
-        """The objects of picture ``index``, crowd regions left out, in original pixels.
+    def target(self, index: int, size: tuple[int, int] | None = None) -> Instances:
+        """The objects of picture ``index``, crowd regions left out.
 
         A box is the annotation's ``bbox`` where that agrees with the mask, else the mask's own;
         the centre of every pixel of the mask lies inside. An object too thin to hold any pixel
         is left out.
+
+        Args:
+            index: of the picture.
+            size: (height, width) of the frame, if not the picture's own: polygons are drawn at
+                this size, RLE is resized (``transforms.resize_masks``). No object that the
+                picture's own size shows disappears.
         """
         picture = self.pictures[index]
+        size = size or picture.size
+        scale = size[1] / picture.size[1], size[0] / picture.size[0]  # x, y
         boxes, tights, labels, windows, origins = [], [], [], [], []
         for entry in self.annotations(index):
             if entry.get("iscrowd"):
                 continue
-            window, (x, y) = decode(entry["segmentation"], picture.size).window()
-            if not window.numel():
-                continue
-            tight = (x, y, x + window.shape[1], y + window.shape[0])
-            boxes.append(_choose_box(entry, tight))
-            tights.append(tight)
+            segmentation = entry["segmentation"]
+            window, (x, y), extent = None, (0, 0), None
+            if isinstance(segmentation, list):
+                polygons = [np.array(part, np.float64) for part in segmentation if len(part) >= 6]
+                extent = _extent(polygons, picture.size)
+                window, (x, y) = draw(polygons, size, scale)
+            if window is None or not window.numel():
+                runs = decode(segmentation, picture.size)
+                extent = extent or runs.box()
+                window, (x, y) = runs.window()
+                if not window.numel():
+                    continue
+                if size != picture.size:
+                    whole = Bitmaps([window], torch.tensor([[x, y]]))
+                    resized = resize_masks(whole, picture.size, size)
+                    window, (x, y) = resized.windows[0], resized.origins[0].tolist()
+            tights.append((x, y, x + window.shape[1], y + window.shape[0]))
+            boxes.append(_choose_box(entry, extent))
             labels.append(self._labels[entry["category_id"]])
             windows.append(window)
             origins.append((x, y))
-        tight_boxes = torch.tensor(tights, dtype=torch.float32).reshape(-1, 4)
-        box = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
-        height, width = picture.size
-        limit = torch.tensor([width, height, width, height])
-        box = torch.minimum(box.clamp(min=0), limit)
-        box[:, :2] = torch.minimum(box[:, :2], tight_boxes[:, :2] + 0.5)
-        box[:, 2:] = torch.maximum(box[:, 2:], tight_boxes[:, 2:] - 0.5)
+        tight = torch.tensor(tights, dtype=torch.float32).reshape(-1, 4)
+        box = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4) * torch.tensor(scale * 2)
+        height, width = size
+        box = torch.minimum(box.clamp(min=0), torch.tensor([width, height, width, height]))
+        box[:, :2] = torch.minimum(box[:, :2], tight[:, :2] + 0.5)
+        box[:, 2:] = torch.maximum(box[:, 2:], tight[:, 2:] - 0.5)
         return Instances(
-            picture.size,
+            size,
             box,
             torch.tensor(labels, dtype=torch.int64),
             masks=Bitmaps(windows, torch.tensor(origins, dtype=torch.int64).reshape(-1, 2)),
@@ -498,7 +575,7 @@ def _find_fault(entry: dict[str, Any], size: tuple[int, int]) -> str | None:
 
 
 def _choose_box(
-    entry: dict[str, Any], tight: tuple[int, int, int, int]
+    entry: dict[str, Any], tight: tuple[float, float, float, float]
 ) -> tuple[float, float, float, float]:
     """The annotation's ``bbox`` as xyxy where it agrees with the mask, else the mask's box."""
     given = entry.get("bbox")
