@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from brefine.data import coco
 from brefine.data.coco import MAX_PIXELS, CocoSet, decode
+from brefine.data.transforms import resize
 from brefine.structures import Category, InputError
 
 SIZE = (37, 53)
@@ -214,6 +216,57 @@ def test_polygons_decode_to_the_pixels_of_pycocotools(polygons):
     height, width = SIZE
     rle = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
     assert np.array_equal(dense(decode(polygons, SIZE)), coco_mask.decode(rle))
+
+
+tenths = st.integers(-100, 600).map(lambda v: v / 10)  # half of them end on a fifth's border
+near = st.lists(st.tuples(tenths | st.floats(-9, 49), tenths | st.floats(-9, 49)), min_size=3)
+
+
+@settings(deadline=None, max_examples=400)
+@given(
+    st.lists(near, min_size=1, max_size=3),
+    st.sampled_from([(1.0, 1.0), (0.37, 0.41), (2.5, 2.6)]),
+    st.booleans(),
+)
+def test_windows_are_drawn_with_the_pixels_of_pycocotools(polygons, scale, inside):
+    size = math.ceil(30 * scale[1]), math.ceil(40 * scale[0])
+    arrays = [np.array(points) for points in polygons]
+    if inside:
+        arrays = [points.clip(0, [40, 30]) for points in arrays]
+    window, (x, y) = coco.draw([points.ravel() for points in arrays], size, scale)
+    scaled = [(points * scale).ravel().tolist() for points in arrays]
+    expected = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(scaled, *size)))
+    whole = np.zeros(size, np.uint8)
+    whole[y : y + window.shape[0], x : x + window.shape[1]] = window.numpy()
+    assert np.array_equal(whole, expected)
+    if window.numel():  # tight
+        for side in (window[0], window[-1], window[:, 0], window[:, -1]):
+            assert side.any()
+
+
+@pytest.mark.parametrize("short", [17, 80, 100])
+def test_a_target_of_another_size_shows_what_resizing_shows(tmp_path, short):
+    dataset = CocoSet(write(tmp_path, content()))
+    whole = dataset.target(0)
+    _, resized = resize(torch.zeros(3, *whole.size, dtype=torch.uint8), whole, short, 999)
+    scaled = dataset.target(0, resized.size)
+    assert resized.size != whole.size
+    assert (scaled.size, scaled.labels.tolist()) == (resized.size, resized.labels.tolist())
+    assert torch.allclose(scaled.boxes, resized.boxes, atol=0.5)
+    ours, theirs = (one.masks.dense(resized.size).bool() for one in (scaled, resized))
+    overlap = (ours & theirs).sum((1, 2)) / (ours | theirs).sum((1, 2))
+    assert len(overlap) == 2
+    assert overlap.min() > 0.85  # drawn against resampled: they differ along the outline
+    assert torch.equal(ours[1], theirs[1])  # RLE can only be resampled
+
+
+def test_no_object_disappears_in_a_small_frame(tmp_path):
+    needle = note(1, segmentation=[[2, 5, 38, 5, 38, 7, 2, 7]], bbox=[2, 5, 36, 2])
+    dataset = CocoSet(write(tmp_path, content(annotations=[needle])))
+    index = [bool(dataset.annotations(i)) for i in range(3)].index(True)
+    target = dataset.target(index, (4, 5))
+    assert len(target) == 1
+    assert target.masks.windows[0].any()
 
 
 @settings(deadline=None, max_examples=300)
@@ -459,7 +512,7 @@ def test_a_changed_json_is_refused_in_one_line_or_read(tmp_path_factory, changes
             if change is None:
                 del place[path[-1]]
             else:
-                place[path[-1]] = change[0]
+                place[path[-1]] = copy.deepcopy(change[0])  # the same value may be drawn twice
         except (KeyError, IndexError, TypeError):
             continue  # an earlier change took this place away
     folder = tmp_path_factory.getbasetemp()
