@@ -442,6 +442,15 @@ def test_a_doubtful_file_is_refused_in_one_line(tmp_path, values, words):
         assert word in line
 
 
+@pytest.mark.parametrize("wrap", [lambda v: v, lambda v: [v], lambda v: {"counts": [v]}])
+def test_an_annotation_inside_of_an_annotation_is_no_mask(tmp_path, wrap):
+    values = content(annotations=[note(7), note(8, segmentation=wrap(note(9)))])
+    dataset = CocoSet(write(tmp_path, values))
+    assert [entry["id"] for i in range(3) for entry in dataset.annotations(i)] == [7]
+    assert len(dataset.skipped) == 1
+    assert dataset.skipped[0].startswith("annotation 8: ")
+
+
 def test_missing_or_unreadable_file(tmp_path):
     with pytest.raises(InputError, match=r"none\.json: no such annotation file"):
         CocoSet(tmp_path / "none.json")

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from brefine.data.packed import Packed, pack, unpack
+from brefine.data.packed import Packed
 from brefine.data.pictures import MAX_PIXELS
 from brefine.data.transforms import resize_masks
 from brefine.structures import Bitmaps, Category, InputError, Instances
@@ -124,7 +124,7 @@ def decode(segmentation: Any, size: tuple[int, int]) -> Runs:
         raise ValueError(f"RLE of size {_short(said)} in a picture of [{size[0]}, {size[1]}]")
     counts = segmentation.get("counts")
     if isinstance(counts, str):
-        lengths = _parse_counts(counts)
+        lengths, _ = parse_counts([counts])
     elif isinstance(counts, list) and all(type(count) is int for count in counts):
         if any(not 0 <= count <= MAX_PIXELS for count in counts):
             raise ValueError("RLE with a negative or huge count")
@@ -139,25 +139,42 @@ def decode(segmentation: Any, size: tuple[int, int]) -> Runs:
     return Runs(lengths, size)
 
 
-def _parse_counts(text: str) -> NDArray[np.int64]:
+def parse_counts(texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """COCO's compressed counts: signed base-32 digits, lowest first, with differences.
 
     A character minus 48 has five bits of value and one (32) that says "more follows"; the last
     one's bit 16 is the sign. From the fourth on, a number is added to the one before the last.
+
+    Args:
+        texts: N counts.
+
+    Returns:
+        The numbers of all, one after the other, and ``[N + 1]``, where those of each begin.
+
+    Raises:
+        ValueError: one is damaged.
     """
-    digits = np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64) - 48
-    if not text or digits.min() < 0 or digits.max() > 63 or digits[-1] & 32:
+    # A character below 48 becomes a digit above 63.
+    digits = np.frombuffer("".join(texts).encode(), dtype=np.uint8) - np.uint8(48)
+    stops = np.cumsum([len(text) for text in texts])
+    last = digits < 32
+    if not all(texts) or stops[-1] != len(digits) or digits.max() > 63 or not last[stops - 1].all():
         raise ValueError("RLE counts are damaged")
-    ends = np.flatnonzero(digits & 32 == 0)
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    if (ends - starts).max() > 6:  # seven digits hold every 32-bit number
+    ends = np.flatnonzero(last)
+    lengths = np.diff(ends, prepend=-1)
+    if lengths.max() > 7:  # seven digits hold every 32-bit number
         raise ValueError("RLE counts are damaged")
-    place = np.arange(len(digits)) - np.repeat(starts, ends - starts + 1)
-    values = np.add.reduceat((digits & 31) << (5 * place), starts)
-    values -= np.where(digits[ends] & 16, np.int64(1) << (5 * (ends - starts + 1)), 0)
-    values[1::2] = values[1::2].cumsum()
-    values[2::2] = values[2::2].cumsum()
-    return values
+    starts = ends - lengths + 1
+    place = np.arange(len(digits)) - np.repeat(starts, lengths)
+    values = np.add.reduceat((digits & 31).astype(np.int64) << (5 * place), starts)
+    values -= np.where(digits[ends] & 16, np.int64(1) << (5 * lengths), 0)
+    first = np.searchsorted(ends, np.concatenate([[0], stops]))
+    number = np.arange(len(values)) - np.repeat(first[:-1], np.diff(first))
+    for parity in (1, 2):  # sums over every other number, from its own text on
+        chosen = (number >= parity) & ((number - parity) % 2 == 0)
+        sums = np.where(chosen, values, 0).cumsum()
+        values = np.where(chosen, sums - np.repeat(sums[first[:-1]], np.diff(first)), values)
+    return values, first
 
 
 def _draw_polygons(polygons: Sequence[Any], size: tuple[int, int]) -> Runs:
@@ -165,7 +182,7 @@ def _draw_polygons(polygons: Sequence[Any], size: tuple[int, int]) -> Runs:
     height, width = size
     checked = [points.tolist() for points in _check_polygons(polygons, size)]
     rle = coco_mask.merge(coco_mask.frPyObjects(checked, height, width))
-    lengths = _parse_counts(rle["counts"].decode())
+    lengths, _ = parse_counts([rle["counts"].decode()])
     return Runs(np.append(lengths, 0) if len(lengths) % 2 else lengths, size)
 
 
@@ -333,9 +350,11 @@ class CocoSet:
 
         self.skipped = []
         self._labels = labels
-        taken: list[list[bytes]] = [[] for _ in pictures]
+        # In the file's order, and packed already where `read_json` did so.
+        annotations: Packed[dict[str, Any]] = Packed(dict)
+        places: list[list[int]] = [[] for _ in pictures]
         usable = set()
-        for entry, where in self._entries(content, "annotations"):
+        for number, (entry, where) in enumerate(self._entries(content, "annotations")):
             image = self._id(entry, "image_id", where)
             category = self._whole(entry, "category_id", where)
             fault = None
@@ -348,13 +367,21 @@ class CocoSet:
             if fault:
                 self.skipped.append(f"{where}: {fault}")
                 continue
-            taken[index[image]].append(pack(entry))
+            kept = content["annotations"][number]
+            if isinstance(kept, _Kept):
+                annotations, place = kept
+            else:
+                place = annotations.append(entry)
+            places[index[image]].append(place)
             if not entry.get("iscrowd"):
                 usable.add(index[image])
         self._usable = sorted(usable)
-        self._starts = np.cumsum([0, *map(len, taken)])
-        self._annotations = Packed((entry for entries in taken for entry in entries), dict)
-        self.pictures = Packed((pack((p.id, str(p.file), *p.size)) for p in pictures), Picture.of)
+        self._annotations = annotations
+        self._starts = np.cumsum([0, *map(len, places)])
+        self._places = np.array([place for some in places for place in some], dtype=np.int64)
+        self.pictures = Packed(Picture.of)
+        for picture in pictures:
+            self.pictures.append((picture.id, str(picture.file), *picture.size))
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -362,7 +389,8 @@ class CocoSet:
     def annotations(self, index: int) -> list[dict[str, Any]]:
         """The usable annotations of picture ``index``, as in the json, crowd regions included."""
         index = range(len(self))[index]
-        return self._annotations[int(self._starts[index]) : int(self._starts[index + 1])]
+        places = self._places[self._starts[index] : self._starts[index + 1]]
+        return [self._annotations[place] for place in places.tolist()]
 
     def usable(self) -> list[int]:
         """Pictures with at least one usable object that is not a crowd region."""
@@ -389,14 +417,14 @@ class CocoSet:
             if entry.get("iscrowd"):
                 continue
             segmentation = entry["segmentation"]
-            window, (x, y), extent = None, (0, 0), None
+            window = torch.zeros(0, 0, dtype=torch.uint8)
             if isinstance(segmentation, list):
                 polygons = [np.array(part, np.float64) for part in segmentation if len(part) >= 6]
                 extent = _extent(polygons, picture.size)
                 window, (x, y) = draw(polygons, size, scale)
-            if window is None or not window.numel():
+            if not window.numel():
                 runs = decode(segmentation, picture.size)
-                extent = extent or runs.box()
+                extent = runs.box()
                 window, (x, y) = runs.window()
                 if not window.numel():
                     continue
@@ -434,15 +462,14 @@ class CocoSet:
                 runs = decode(entry["segmentation"], picture.size)
                 if not runs.area():
                     continue
-                x1, y1, x2, y2 = _choose_box(entry, runs.box())
-                area = _number(entry.get("area"))
+                box, area = box_and_area(entry, runs.box(), runs.area())
                 annotations.append(
                     {
                         "id": len(annotations) + 1,
                         "image_id": picture.id,
                         "category_id": entry["category_id"],
-                        "bbox": [x1, y1, x2 - x1, y2 - y1],
-                        "area": area if area and area > 0 else float(runs.area()),
+                        "bbox": box,
+                        "area": area,
                         "iscrowd": int(bool(entry.get("iscrowd"))),
                         "segmentation": runs.encode(),
                     }
@@ -467,8 +494,8 @@ class CocoSet:
             raise InputError(f"{self.path}: {key}: {fault}, expected COCO instance annotations")
         kind = {"categories": "category", "images": "picture", "annotations": "annotation"}[key]
         for number, entry in enumerate(entries):
-            if isinstance(entry, bytes):
-                entry = unpack(entry)
+            if isinstance(entry, _Kept):
+                entry = entry.among[entry.place]
             if not isinstance(entry, dict):
                 raise InputError(f"{self.path}: {key}[{number}]: expected an object {{...}}")
             name = entry.get("id", f"number {number}")
@@ -519,15 +546,15 @@ def read_json(path: Path, *, packed: bool = False) -> dict[str, Any]:
 
     Args:
         path: the file.
-        packed: keep each COCO annotation as bytes (``packed.unpack``) as soon as it is parsed: as
-            Python objects, those of a large set take ten times the memory.
+        packed: move each COCO annotation into a ``Packed`` as soon as it is parsed, for
+            ``CocoSet``: as Python objects, those of a large set take ten times the memory.
 
     Raises:
         InputError: not there, no json, or no object.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
-        content = json.loads(text, object_hook=_pack_annotation if packed else None)
+        content = json.loads(text, object_hook=_keep(Packed(dict)) if packed else None)
     except FileNotFoundError:
         raise InputError(f"{path}: no such annotation file") from None
     except json.JSONDecodeError as error:
@@ -542,8 +569,34 @@ def read_json(path: Path, *, packed: bool = False) -> dict[str, Any]:
     return content
 
 
-def _pack_annotation(entry: dict[str, Any]) -> dict[str, Any] | bytes:
-    return pack(entry) if "image_id" in entry and "segmentation" in entry else entry
+class _Kept(NamedTuple):
+    """An annotation of a json that was packed while the json was parsed."""
+
+    among: Packed[dict[str, Any]]
+    place: int
+
+
+def _keep(annotations: Packed[dict[str, Any]]) -> Callable[[dict[str, Any]], Any]:
+    """A hook for the json parser that moves every annotation into ``annotations``."""
+
+    def keep(entry: dict[str, Any]) -> dict[str, Any] | _Kept:
+        if "image_id" not in entry or "segmentation" not in entry:
+            return entry
+        try:
+            return _Kept(annotations, annotations.append(entry))
+        except ValueError:  # an annotation inside of an annotation
+            return _Kept(annotations, annotations.append(_plain(entry)))
+
+    return keep
+
+
+def _plain(value: Any) -> Any:
+    """A json value without the annotations inside, where no sound json has any."""
+    if isinstance(value, _Kept):
+        return None
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _find_fault(entry: dict[str, Any], size: tuple[int, int]) -> str | None:
@@ -572,6 +625,24 @@ def _find_fault(entry: dict[str, Any], size: tuple[int, int]) -> str | None:
     except ValueError as error:
         return str(error)
     return None
+
+
+def box_and_area(
+    entry: dict[str, Any], tight: tuple[int, int, int, int], pixels: int
+) -> tuple[list[float], float]:
+    """What evaluation takes: the json's ``bbox`` and ``area`` if usable, else the mask's.
+
+    Args:
+        entry: the annotation.
+        tight: xyxy box of its mask.
+        pixels: area of its mask.
+
+    Returns:
+        The box as x, y, width, height, and the area.
+    """
+    x1, y1, x2, y2 = _choose_box(entry, tight)
+    area = _number(entry.get("area"))
+    return [x1, y1, x2 - x1, y2 - y1], area if area and area > 0 else float(pixels)
 
 
 def _choose_box(

@@ -3,48 +3,42 @@
 from __future__ import annotations
 
 import marshal
-from collections.abc import Callable, Iterable, Sequence
+from array import array
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar, overload
 
-import numpy as np
 import torch
+from torch import Tensor
 
 T = TypeVar("T")
 
 
-def pack(value: Any) -> bytes:
-    """A plain value (None, numbers, texts, lists, dicts) as bytes, for this process only.
-
-    Marshal is exact and several times as fast as json; what it makes is never written to a file
-    nor read from one.
-    """
-    return marshal.dumps(value)
-
-
-def unpack(data: Any) -> Any:
-    """The value that ``pack`` made bytes of."""
-    return marshal.loads(data)
-
-
 class Packed(Sequence[T], Generic[T]):
-    """A read-only sequence of plain values, kept as bytes in one tensor.
+    """A sequence of plain values (None, numbers, texts, lists, dicts), kept as bytes in one array.
 
     Reading a Python object writes its reference count, so every process of a loader ends up with
     a copy of a list it only reads. These bytes are not written to: forked processes share them,
-    and for spawned ones torch moves the tensor to shared memory.
+    and for spawned ones torch moves them to shared memory. As objects, the annotations of a set
+    would take ten times the space, too.
+
+    The bytes are marshal's: exact and several times as fast as json. They are never written to a
+    file nor read from one.
 
     Args:
-        items: what ``pack`` made of each value.
         make: called with each value that is read; must itself be known to a spawned process.
     """
 
-    def __init__(self, items: Iterable[bytes], make: Callable[[Any], T]) -> None:
-        pieces = list(items)
-        ends = np.fromiter(map(len, pieces), np.int64, len(pieces)).cumsum()
-        self._ends = torch.from_numpy(ends)
-        # A bytearray, since torch warns of tensors over memory that must not be written.
-        self._bytes = torch.frombuffer(bytearray().join(pieces) or bytearray(1), dtype=torch.uint8)
+    def __init__(self, make: Callable[[Any], T]) -> None:
         self._make = make
+        self._bytes: bytearray | Tensor = bytearray()
+        self._ends = array("q")
+
+    def append(self, value: Any) -> int:
+        """Add a value, as long as this was not pickled; its index."""
+        assert isinstance(self._bytes, bytearray)
+        self._bytes += marshal.dumps(value)
+        self._ends.append(len(self._bytes))
+        return len(self._ends) - 1
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -57,5 +51,14 @@ class Packed(Sequence[T], Generic[T]):
         if isinstance(index, slice):
             return [self[i] for i in range(len(self))[index]]
         index = range(len(self))[index]
-        start = int(self._ends[index - 1]) if index else 0
-        return self._make(unpack(self._bytes.numpy()[start : int(self._ends[index])]))
+        start = self._ends[index - 1] if index else 0
+        data: Any = self._bytes if isinstance(self._bytes, bytearray) else self._bytes.numpy()
+        with memoryview(data) as whole, whole[start : self._ends[index]] as piece:
+            return self._make(marshal.loads(piece))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A shared tensor: torch hands it to any number of processes without a copy.
+        if isinstance(self._bytes, bytearray) and self._bytes:
+            tensor = torch.frombuffer(self._bytes, dtype=torch.uint8)
+            self._bytes = tensor.share_memory_()  # type: ignore[no-untyped-call]
+        return self.__dict__
