@@ -11,6 +11,16 @@ from pathlib import Path
 from brefine.structures import InputError
 
 
+def require_empty(folder: Path) -> None:
+    """Make sure that writing ``folder`` replaces nothing.
+
+    Raises:
+        InputError: it has content, or is a file.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder}: is there already: give a new folder or remove it")
+
+
 @contextmanager
 def replacing(path: Path | str) -> Iterator[Path]:
     """A path aside to write a file or a folder to; moved to ``path`` when the block ends well.

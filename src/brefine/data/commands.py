@@ -6,6 +6,7 @@ Heavy imports wait inside the commands, as in ``brefine.cli``.
 from __future__ import annotations
 
 import json
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -17,13 +18,40 @@ ImagesFolder = Annotated[
     Path | None, typer.Option("--images", help="Folder of the pictures, if not beside the labels.")
 ]
 
+SplitName = Annotated[
+    str, typer.Option("--split", help="Part of a YOLO yaml, Cityscapes or VOC folder to read.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Every figure, as json.")]
+
+
+class Format(StrEnum):
+    """What ``convert`` writes."""
+
+    COCO = "coco"
+    YOLO = "yolo"
+    MASKS = "masks"
+    LABELME = "labelme"
+
+
+class Pictures(StrEnum):
+    """What ``convert`` does with the pictures."""
+
+    COPY = "copy"
+    LINK = "link"
+    NONE = "none"
+
 
 @data_app.command()
 def check(
-    path: Annotated[Path, typer.Argument(help="COCO json with the labels.")],
+    path: Annotated[Path, typer.Argument(help="A set of any format.")],
     images: ImagesFolder = None,
+    split: SplitName = "train",
     against: Annotated[
-        Path | None, typer.Option(help="Json of the other split: same classes? no picture twice?")
+        Path | None,
+        typer.Option(
+            help="The other set, or the same one, whose val is then taken: same classes? no picture "
+            "twice?"
+        ),
     ] = None,
     against_images: Annotated[
         Path | None, typer.Option(help="Folder of its pictures, if another than --images.")
@@ -37,11 +65,43 @@ def check(
 
     from rich.console import Console
 
-    from brefine.data.check import check, exit_code, print_faults
+    from brefine.data.check import check
+    from brefine.data.faults import exit_code, print_faults
 
-    faults = check(path, images, against=against, against_images=against_images)
+    faults = check(path, images, split=split, against=against, against_images=against_images)
     if as_json:
         print(json.dumps([asdict(fault) for fault in faults], indent=1))
     else:
         print_faults(faults, Console(), examples=None if show_all else 3)
     raise typer.Exit(exit_code(faults, strict=strict))
+
+
+@data_app.command()
+def convert(
+    path: Annotated[Path, typer.Argument(metavar="IN", help="A set of any format.")],
+    out: Annotated[Path, typer.Argument(help="New or empty folder.")],
+    to: Annotated[Format, typer.Option(help="Format to write.")],
+    split: SplitName = "val",
+    images: Annotated[
+        Pictures, typer.Option(help="Copy the pictures, link to them, or write labels only.")
+    ] = Pictures.COPY,
+    images_in: Annotated[
+        Path | None, typer.Option(help="Folder of the pictures, if not beside the labels.")
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(min=0, metavar="PIXELS", help="Fewer corners, at the masks' expense.")
+    ] = 0.0,
+    as_json: AsJson = False,
+) -> None:
+    """Write a set in another format, and say what its masks lose, file by file."""
+    from rich.console import Console
+
+    from brefine.data.convert import convert, print_conversion
+
+    conversion = convert(
+        path, out, to, images=images_in, split=split, pictures=images, tolerance=tolerance
+    )
+    if as_json:
+        print(json.dumps(conversion.as_dict(), indent=1))
+    else:
+        print_conversion(conversion, Console())

@@ -18,7 +18,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from brefine.files import replacing
+from brefine.files import replacing, require_empty
 from brefine.parts.masks import encode
 from brefine.progress import track
 from brefine.structures import Category, InputError
@@ -63,8 +63,7 @@ def draw(
         InputError: the folder has content, or an impossible argument.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder}: is there already: give a new folder or remove it")
+    require_empty(folder)
     if min(size) < 64 or max(size) > 4096:
         raise InputError(f"size {size[0]} x {size[1]}: expected sides of 64 to 4096 pixels")
     if min(train, val, seed) < 0:

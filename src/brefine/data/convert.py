@@ -1,0 +1,493 @@
+"""One labelled set written in another format, and what the masks lose by it.
+
+===========  ===================================================  ================================
+``coco``     ``labels.json``, ``images/``                         holds everything
+``yolo``     ``data.yaml``, ``images/``, ``labels/*.txt``         no crowd regions
+``labelme``  ``*.json`` beside the pictures, ``classes.txt``      no crowd regions
+``masks``    ``images/``, ``masks/*/CLASS_*.png``, classes.txt    no crowd regions
+``masks``    of one class: ``images/``, ``masks/*.png`` id maps   no crowd regions, no overlaps
+===========  ===================================================  ================================
+
+Parts and holes survive everywhere: outlines are tied together by bridges that have no pixels
+(``brefine.outlines``). Losses are measured on what was written, as a reader will draw it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from PIL import Image
+from pycocotools import mask as coco_mask
+from rich.console import Console
+from rich.table import Table
+
+from brefine.data.coco import CocoSet, Picture, Runs, decode, find_folder, read_json
+from brefine.data.masks_folder import OBJECT, split_ids
+from brefine.data.pictures import CLASSES, SUFFIXES, by_name
+from brefine.data.read import read
+from brefine.files import replacing, require_empty
+from brefine.formats import MOST
+from brefine.outlines import join, polygons
+from brefine.progress import console, track
+from brefine.structures import InputError
+
+FORMATS = ("coco", "yolo", "masks", "labelme")
+WORST = 10  # pictures in the table
+
+#: label and mask of one object
+Object = tuple[int, Runs]
+#: what a reader will find of each object of a picture; None: nothing
+Found = list[Runs | None]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What the masks of one picture lost.
+
+    Attributes:
+        picture: its name.
+        objects: crowd regions not counted.
+        changed: objects with another mask than before, lost ones included.
+        lost: objects without any pixel left.
+        mean_iou: of the masks before and after; 1 for no object.
+        worst_iou: the least of them.
+        crowd: crowd regions that were left out.
+        empty: objects that held no pixel before; left out, not counted.
+    """
+
+    picture: str
+    objects: int
+    changed: int
+    lost: int
+    mean_iou: float
+    worst_iou: float
+    crowd: int
+    empty: int
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was converted.
+
+    Attributes:
+        losses: one for each picture, in the order of the set.
+        notes: what else the format cannot hold, one line each.
+    """
+
+    losses: list[Loss]
+    notes: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Totals, notes and every picture, for json."""
+        objects = sum(loss.objects for loss in self.losses)
+        total = sum(loss.mean_iou * loss.objects for loss in self.losses)
+        return {
+            "pictures": len(self.losses),
+            "objects": objects,
+            "changed": sum(loss.changed for loss in self.losses),
+            "lost": sum(loss.lost for loss in self.losses),
+            "crowd": sum(loss.crowd for loss in self.losses),
+            "empty": sum(loss.empty for loss in self.losses),
+            "mean_iou": total / objects if objects else 1.0,
+            "worst_iou": min((loss.worst_iou for loss in self.losses), default=1.0),
+            "notes": self.notes,
+            "files": [asdict(loss) for loss in self.losses],
+        }
+
+
+def convert(
+    path: Path | str,
+    out: Path | str,
+    to: str,
+    *,
+    images: Path | str | None = None,
+    split: str = "val",
+    pictures: str = "copy",
+    tolerance: float = 0.0,
+) -> Conversion:
+    """Write a labelled set in another format.
+
+    Args:
+        path: a set of any format, as ``data.read.read`` takes it.
+        out: new or empty folder.
+        to: one of ``FORMATS``.
+        images: folder of the pictures, if not where the format has them.
+        split: what to read of a set that has parts.
+        pictures: ``copy`` them, ``link`` to them, or ``none``: labels only.
+        tolerance: pixels by which polygons may leave the edges of the pixels, to have fewer
+            corners; 0: masks are drawn back bit by bit.
+
+    Raises:
+        InputError: ``out`` has content, a picture is missing, or names do not fit the format.
+    """
+    out = Path(out)
+    require_empty(out)
+    dataset = read(path, images, split=split)
+    tell_skipped(dataset)
+    folder, names = name_pictures(dataset, images, as_written=to == "coco")
+    _check_names(dataset, folder, names, to)
+    if pictures != "none":
+        require_pictures(dataset)
+    notes = _name_losses(dataset, to)
+    with replacing(out) as aside:
+        aside.mkdir()
+        if to == "coco":
+            content = coco_content(dataset, names)
+            (aside / "labels.json").write_text(json.dumps(content), encoding="utf-8")
+        losses = []
+        write = _writer(dataset, aside, out, to, pictures, tolerance)
+        total = len(dataset)
+        for index in track(range(total), "converting", total) if total >= 100 else range(total):
+            picture, name = dataset.pictures[index], names[index]
+            objects, crowd, empty = objects_of(dataset, index)
+            found = write(picture, name, objects)
+            if to == "coco":
+                crowd = empty = 0
+            losses.append(Loss(name, *_compare(objects, found), crowd, empty))
+            if pictures != "none":
+                _place(picture.file, aside / ("" if to == "labelme" else "images") / name, pictures)
+        _write_classes(dataset, aside, to)
+    return Conversion(losses, notes)
+
+
+def objects_of(dataset: CocoSet, index: int) -> tuple[list[Object], int, int]:
+    """The objects of a picture, the number of its crowd regions, and of objects without pixels."""
+    labels = {category.id: label for label, category in enumerate(dataset.categories)}
+    size = dataset.pictures[index].size
+    entries = dataset.annotations(index)
+    drawn = [
+        (labels[entry["category_id"]], decode(entry["segmentation"], size))
+        for entry in entries
+        if not entry.get("iscrowd")
+    ]
+    objects = [(label, runs) for label, runs in drawn if runs.area()]
+    return objects, len(entries) - len(drawn), len(drawn) - len(objects)
+
+
+def tell_skipped(dataset: CocoSet) -> None:
+    """Say on the console how many annotations are left out since they cannot be used."""
+    if dataset.skipped:
+        line = f"{len(dataset.skipped)} annotations cannot be used and are left out, first: "
+        console.print(f"{dataset.path}: {line}{dataset.skipped[0]}", markup=False, soft_wrap=True)
+
+
+def require_pictures(dataset: CocoSet) -> None:
+    """Make sure that every picture is there.
+
+    Raises:
+        InputError: names the first that is not.
+    """
+    missing = [picture.file for picture in dataset.pictures if not picture.file.is_file()]
+    if missing:
+        raise InputError(
+            f"{missing[0]}: no such picture, and {len(missing) - 1} more of {len(dataset)} in "
+            f"{dataset.path}: give the folder they are in"
+        )
+
+
+def name_pictures(
+    dataset: CocoSet, images: Path | str | None, *, as_written: bool
+) -> tuple[Path, list[str]]:
+    """A folder that holds all pictures of a set, and their paths inside.
+
+    Args:
+        dataset: pictures and labels.
+        images: folder of the pictures, as given to ``read``.
+        as_written: prefer the folder by which a json names its pictures to the deepest one that
+            holds them all.
+
+    Raises:
+        InputError: two entries name the same file.
+    """
+    files = [Path(os.path.normpath(picture.file.absolute())) for picture in dataset.pictures]
+    parents = {str(file.parent) for file in files}
+    folder = Path(os.path.commonpath(parents)) if parents else Path()
+    if as_written and dataset.path.is_file():
+        written = Path(os.path.normpath(find_folder(dataset.path, images).absolute()))
+        folder = written if folder.is_relative_to(written) else folder
+    names = [file.relative_to(folder).as_posix() for file in files]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"{dataset.path}: names the picture {twice} twice: merge the two entries")
+    return folder, names
+
+
+def coco_content(dataset: CocoSet, names: Sequence[str]) -> dict[str, Any]:
+    """A set as a COCO dict: usable annotations, crowd regions included.
+
+    What a COCO or LVIS json says beyond that (info, licences, supercategories, LVIS's lists) is
+    kept, and so are all ids and segmentations. Other formats have no numbers for ids: pictures
+    and annotations are counted from 1. Missing areas and boxes are the mask's.
+
+    Args:
+        dataset: pictures and labels.
+        names: ``file_name`` of each picture.
+    """
+    old = read_json(dataset.path, packed=True) if dataset.path.suffix.lower() == ".json" else {}
+    old = old if "images" in old and "annotations" in old else {}
+    images = []
+    for number, (picture, name) in enumerate(zip(dataset.pictures, names, strict=True)):
+        height, width = picture.size
+        entry = {"id": picture.id if old else number + 1, "file_name": name}
+        said = old["images"][number] if old else {}
+        images.append({**said, **entry, "height": height, "width": width})
+    annotations: list[dict[str, Any]] = []
+    for index, image in enumerate(images):
+        for entry in dataset.annotations(index):
+            measured: dict[str, Any] = {"iscrowd": 0}
+            if "area" not in entry or "bbox" not in entry:
+                runs = decode(entry["segmentation"], dataset.pictures[index].size)
+                x1, y1, x2, y2 = runs.box()
+                measured |= {"area": runs.area(), "bbox": [x1, y1, x2 - x1, y2 - y1]}
+            annotations.append({**measured, **entry, "image_id": image["id"]})
+    ids = [entry.get("id") for entry in annotations]
+    if not all(type(number) is int for number in ids) or len(set(ids)) < len(ids):
+        for number, entry in enumerate(annotations, 1):
+            entry["id"] = number
+    categories: list[Any] = [category._asdict() for category in dataset.categories]
+    return {
+        "info": {},
+        **old,
+        "images": images,
+        "annotations": annotations,
+        "categories": old.get("categories", categories),
+    }
+
+
+def _check_names(dataset: CocoSet, folder: Path, names: Sequence[str], to: str) -> None:
+    """Refuse what a reader of the format would not understand."""
+    if to == "coco":
+        return
+    by_name([folder / name for name in names], folder)
+    for name in names:
+        *inside, last = Path(name).parts
+        if Path(last).suffix.lower() not in SUFFIXES:
+            known = " ".join(SUFFIXES)
+            raise InputError(f"{folder / name}: its suffix is not one of {known}: rename it")
+        if {"images", "labels", "masks"} & set(inside):
+            raise InputError(f"{folder / name}: a folder inside must not be named so: rename it")
+    classes = [category.name for category in dataset.categories]
+    if not classes:
+        raise InputError(f"{dataset.path}: has no categories: nothing to convert")
+    for name in classes:
+        if name != name.strip() or len(name.splitlines()) > 1 or (to == "masks" and "/" in name):
+            raise InputError(f"{dataset.path}: category {name!r}: {to} cannot hold this name")
+        if classes.count(name) > 1 and to != "yolo":
+            raise InputError(f"{dataset.path}: two categories are named {name!r}: rename one")
+
+
+def _name_losses(dataset: CocoSet, to: str) -> list[str]:
+    """What the format cannot hold, whatever the masks are."""
+    if to == "coco":
+        return []
+    numbering = "0, 1, ... in the order of the ids" if to == "yolo" else "by the sorted names"
+    notes = [f"category ids become {numbering}; ids of pictures and annotations are lost"]
+    if to == "masks" and len(dataset.categories) == 1:
+        if (name := dataset.categories[0].name) != OBJECT:
+            notes.append(f"the class {name!r} becomes {OBJECT!r}: id maps have no class names")
+        notes.append("where objects overlap, the pixels are the smaller one's")
+    if getattr(dataset, "federated", None) is not None:
+        notes.append("LVIS's frequencies, absent and not exhaustive classes are lost")
+    return notes
+
+
+def _writer(
+    dataset: CocoSet, aside: Path, out: Path, to: str, pictures: str, tolerance: float
+) -> Callable[[Picture, str, list[Object]], Found]:
+    """The function that writes the labels of one picture."""
+    classes = [category.name for category in dataset.categories]
+
+    def keep(picture: Picture, name: str, objects: list[Object]) -> Found:
+        return [runs for _, runs in objects]
+
+    def yolo(picture: Picture, name: str, objects: list[Object]) -> Found:
+        file = _make_parent((aside / "labels" / name).with_suffix(".txt"))
+        return write_yolo(file, picture.size, objects, tolerance)
+
+    def labelme(picture: Picture, name: str, objects: list[Object]) -> Found:
+        file = _make_parent((aside / name).with_suffix(".json"))
+        place = Path(name).name
+        if pictures == "none":
+            place = os.path.relpath(picture.file, (out / name).parent)
+        return write_labelme(file, place, picture.size, objects, classes, tolerance)
+
+    def masks(picture: Picture, name: str, objects: list[Object]) -> Found:
+        stem = _make_parent((aside / "masks" / name).with_suffix(""))
+        if len(classes) > 1:
+            return write_mask_files(stem, objects, classes)
+        return write_id_map(stem.with_name(f"{stem.name}.png"), picture.size, objects)
+
+    return {"coco": keep, "yolo": yolo, "labelme": labelme, "masks": masks}[to]
+
+
+def write_yolo(
+    file: Path, size: tuple[int, int], objects: Sequence[Object], tolerance: float
+) -> Found:
+    """The labels of one picture: a line an object, its parts and holes tied into one polygon."""
+    lines, found = [], Found()
+    for label, runs in objects:
+        window, origin = runs.window()
+        outline = join(polygons(window.numpy(), origin, tolerance)).ravel()
+        sides = np.tile(size[::-1], len(outline) // 2)
+        words = [f"{share:.6g}" for share in outline / sides]
+        lines.append(" ".join([str(label), *words]))
+        read_back = [float(word) * side for word, side in zip(words, sides.tolist(), strict=True)]
+        found.append(_draw([read_back], size))
+    file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return found
+
+
+def write_labelme(
+    file: Path,
+    picture: str,
+    size: tuple[int, int],
+    objects: Sequence[Object],
+    classes: Sequence[str],
+    tolerance: float,
+) -> Found:
+    """The labels of one picture: parts as polygons of one ``group_id``, holes tied in."""
+    shapes, found = [], Found()
+    for number, (label, runs) in enumerate(objects, 1):
+        window, origin = runs.window()
+        parts = polygons(window.numpy(), origin, tolerance)
+        shapes += [
+            {
+                "label": classes[label],
+                "points": part.tolist(),
+                "group_id": number if len(parts) > 1 else None,
+                "shape_type": "polygon",
+                "flags": {},
+            }
+            for part in parts
+        ]
+        found.append(_draw([part.ravel().tolist() for part in parts], size))
+    content: dict[str, Any] = {
+        "version": "5.0.0",
+        "flags": {},
+        "shapes": shapes,
+        "imagePath": Path(picture).as_posix(),
+        "imageData": None,
+        "imageHeight": size[0],
+        "imageWidth": size[1],
+    }
+    file.write_text(json.dumps(content), encoding="utf-8")
+    return found
+
+
+def write_id_map(file: Path, size: tuple[int, int], objects: Sequence[Object]) -> Found:
+    """One PNG of 8 or 16 bits, object k of the list as k; smaller objects lie on top.
+
+    Raises:
+        InputError: more objects than 16 bits count.
+    """
+    if len(objects) > MOST:
+        raise InputError(f"{file.name}: {len(objects)} objects, an id map holds {MOST}")
+    ids = np.zeros(size, dtype=np.uint8 if len(objects) < 256 else np.uint16)
+    for i in sorted(range(len(objects)), key=lambda i: -objects[i][1].area()):
+        window, (x, y) = objects[i][1].window()
+        inside = window.numpy().astype(bool)
+        ids[y : y + inside.shape[0], x : x + inside.shape[1]][inside] = i + 1
+    Image.fromarray(ids).save(file, "PNG")
+    visible = dict(split_ids(ids))
+    return [visible.get(i + 1) for i in range(len(objects))]
+
+
+def write_mask_files(folder: Path, objects: Sequence[Object], classes: Sequence[str]) -> Found:
+    """A folder with a black and white PNG for each object, named by its class and its number."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, (label, runs) in enumerate(objects, 1):
+        mask = np.zeros(runs.size, dtype=bool)
+        window, (x, y) = runs.window()
+        mask[y : y + window.shape[0], x : x + window.shape[1]] = window.numpy()
+        Image.fromarray(mask).save(folder / f"{classes[label]}_{number:04}.png", "PNG")
+    return [runs for _, runs in objects]
+
+
+def _write_classes(dataset: CocoSet, aside: Path, to: str) -> None:
+    """Which classes there are, so that a class without objects is not forgotten."""
+    names = [category.name for category in dataset.categories]
+    if to == "yolo":
+        content: dict[str, Any] = {
+            "train": "images",
+            "val": "images",
+            "names": dict(enumerate(names)),
+        }
+        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+        (aside / "data.yaml").write_text(text, encoding="utf-8")
+    elif to == "labelme" or (to == "masks" and len(names) > 1):
+        (aside / CLASSES).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+
+
+def _draw(outlines: list[list[float]], size: tuple[int, int]) -> Runs | None:
+    runs = decode(outlines, size)
+    return runs if runs.area() else None
+
+
+def _compare(objects: list[Object], found: Found) -> tuple[int, int, int, float, float]:
+    """The fields ``objects`` to ``worst_iou`` of ``Loss``."""
+    ious = [
+        0.0 if after is None else _iou(before, after)
+        for (_, before), after in zip(objects, found, strict=True)
+    ]
+    changed, lost = sum(iou < 1 for iou in ious), sum(after is None for after in found)
+    mean = sum(ious) / len(ious) if ious else 1.0
+    return len(ious), changed, lost, mean, min(ious, default=1.0)
+
+
+def _iou(one: Runs, other: Runs) -> float:
+    if one is other or np.array_equal(one.counts, other.counts):
+        return 1.0
+    return float(coco_mask.iou([one.encode()], [other.encode()], [0])[0, 0])
+
+
+def _place(file: Path, target: Path, how: str) -> None:
+    _make_parent(target)
+    if how == "link":
+        target.symlink_to(file.absolute())
+    else:
+        shutil.copyfile(file, target)
+
+
+def _make_parent(file: Path) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return file
+
+
+def print_conversion(conversion: Conversion, console: Console) -> None:
+    """The totals, what was lost, and the pictures that lost most."""
+    totals = conversion.as_dict()
+    for note in conversion.notes:
+        console.print(note, markup=False, soft_wrap=True)
+    for key, what in (("crowd", "crowd regions"), ("empty", "objects without a pixel")):
+        if totals[key]:
+            console.print(f"{totals[key]} {what} cannot be held and are left out", highlight=False)
+    count = f"{totals['pictures']} pictures, {totals['objects']} objects"
+    if not totals["changed"]:
+        console.print(f"{count}: every mask is kept bit by bit", highlight=False)
+        return
+    console.print(
+        f"{count}: {totals['changed']} masks changed, {totals['lost']} of them lost; "
+        f"IoU with the old ones {totals['mean_iou']:.4f} on average, {totals['worst_iou']:.4f} "
+        "at worst",
+        highlight=False,
+        soft_wrap=True,
+    )
+    table = Table("picture", "objects", "changed", "lost", "mean IoU", "worst IoU", "crowd")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    changed = [loss for loss in conversion.losses if loss.changed]
+    for loss in sorted(changed, key=lambda loss: (loss.mean_iou, loss.worst_iou))[:WORST]:
+        counts = (str(loss.objects), str(loss.changed), str(loss.lost))
+        figures = (f"{loss.mean_iou:.4f}", f"{loss.worst_iou:.4f}", str(loss.crowd))
+        table.add_row(loss.picture, *counts, *figures)
+    console.print(table)
+    if len(changed) > WORST:
+        console.print(f"and {len(changed) - WORST} more pictures: --json names all")
