@@ -16,15 +16,10 @@ from PIL import Image
 from rich.console import Console
 
 from brefine import cli
-from brefine.data.check import (
-    KINDS,
-    _find_crossing,
-    check,
-    exit_code,
-    print_faults,
-    summarise,
-)
+from brefine.data.check import check
 from brefine.data.coco import CocoSet
+from brefine.data.faults import KINDS, exit_code, print_faults, summarise
+from brefine.data.geometry import find_crossing
 from brefine.data.toy import draw
 from brefine.structures import InputError
 
@@ -299,7 +294,7 @@ def test_no_json(clean: Path, text: str) -> None:
 
 def test_a_file_or_folder_that_is_not_there(clean: Path) -> None:
     assert pairs(check(clean / "none.json", progress=False)) == [("bad-json", None)]
-    assert pairs(check(clean, progress=False)) == [("bad-json", None)]
+    assert pairs(check(clean, progress=False)) == [("unknown-format", None)]
     # said once, and not of every picture
     faults = check(clean / "train.json", clean / "none", progress=False)
     assert pairs(faults) == [("missing-folder", None)]
@@ -529,19 +524,19 @@ def crosses_slowly(points: list[tuple[int, int]]) -> bool:
     st.sampled_from([1.0, 0.1, 0.37, 1000 / 7]),
 )
 def test_crossing_sides(points: list[tuple[int, int]], scale: float) -> None:
-    found = _find_crossing(np.array(points, dtype=np.float64) * scale + 1 / 3)
+    found = find_crossing(np.array(points, dtype=np.float64) * scale + 1 / 3)
     assert (found is not None) == crosses_slowly(points)
 
 
 def test_an_outline_of_many_points_is_taken_in_blocks() -> None:
     angles = np.linspace(0, 2 * np.pi, 2500, endpoint=False)
     circle = 300 + 200 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    assert _find_crossing(circle) is None
+    assert find_crossing(circle) is None
     late = circle.copy()
     late[[2400, 2402]] = late[[2402, 2400]]  # a knot that only the last block holds
-    assert _find_crossing(late) is not None
+    assert find_crossing(late) is not None
     circle[[2000, 2250]] = circle[[2250, 2000]]
-    assert _find_crossing(circle) is not None
+    assert find_crossing(circle) is not None
 
 
 # -------------------------------------------------------------------- whatever is in a json

@@ -262,12 +262,12 @@ LINES = {
     "0 0.1 0.1 0.5 0.1 0.5 0.5 0.3": "an odd number of coordinates",
     "0": "0 coordinates",
     "0 0.1 0.1": "2 coordinates",
-    f"cat {BOX}": "expected numbers",
-    f"0,{BOX}": "expected numbers",
+    f"cat {BOX}": "'cat' is no finite number",
+    f"0,{BOX}": "'0,0.1' is no finite number",
     f"1.5 {BOX}": "class 1.5",
     f"-1 {BOX}": "class -1",
-    f"nan {BOX}": "not finite",
-    "0 0.1 0.1 0.5 inf 0.5 0.5": "not finite",
+    f"nan {BOX}": "'nan' is no finite number",
+    "0 0.1 0.1 0.5 inf 0.5 0.5": "'inf' is no finite number",
     "0 12 30 100 30 100 200": "coordinate 12, expected shares",
     "0 0.1 -0.2 0.5 0.1 0.5 0.5": "coordinate -0.2",
     f"2 {BOX}": "class 2, but the names are those of 0 to 1",
@@ -278,7 +278,7 @@ LINES = {
 def test_a_broken_yolo_line_is_named(yolo_set, line):
     write(yolo_set / "classes.txt", "cat\ndog\n")
     write(yolo_set / "labels" / "a.txt", f"0 {BOX}\n\n{line}\n")
-    refused(yolo_set, yolo_set / "labels" / "a.txt", ", line 3: ", LINES[line])
+    refused(yolo_set, yolo_set / "labels" / "a.txt", ": line 3: ", LINES[line])
 
 
 def test_a_polygon_outside_of_the_picture_costs_itself_only(yolo_set, capsys):
@@ -303,8 +303,8 @@ def test_a_polygon_outside_of_the_picture_costs_itself_only(yolo_set, capsys):
         ("names: [a, b]\nval: [images, 3]", "val: expected a folder"),
         ("names: [a, b]\nval: gone", "no such folder or list"),
         ("names: [a, b]\nval: images\npath: 3", "path: expected a folder"),
-        ("names: [a]\nval: images", "a.txt, line 1: class 1"),
-        ("names: [a, b]\nval: list.txt", "list.txt, line 2: images/gone.png"),
+        ("names: [a]\nval: images", "a.txt: line 1: class 1"),
+        ("names: [a, b]\nval: list.txt", "list.txt: line 2: images/gone.png"),
         ("names: [a, b]\nval: none.txt", "none.txt: lists no picture"),
         ("names: [a, b]\nval: labels", "labels: no pictures there"),
         ("names: [a, \xff]".encode("latin1"), "no text in UTF-8"),
@@ -422,7 +422,7 @@ def test_files_of_single_objects(tmp_path, capsys):
     assert [tuple(c) for c in dataset.categories] == [(1, "dot"), (2, "object"), (3, "red_cell")]
     assert dataset.target(0).labels.tolist() == [1, 0, 2]  # files in sorted order
     assert (dense(dataset) == (masks[[2, 1, 0]] > 0)).all()
-    assert "dot_9.png of a: the mask holds no pixel" in dataset.skipped[0]
+    assert "annotation a/dot_9.png: the mask holds no pixel" in dataset.skipped[0]
     said = capsys.readouterr().err
     assert "1 pictures without labels, 1 label files without a picture, 1 unusable" in said
     write(tmp_path / "classes.txt", "dot\nobject\nred_cell\nzebra\n")
@@ -593,7 +593,7 @@ def test_what_is_no_set_or_two(tmp_path, toy_set, yolo_set):
     refused(yolo_set / "masks", "no picture has masks")
     labelme(tmp_path / "mixed", shape("a", TRIANGLE))
     write(tmp_path / "mixed" / "coco.json", {"images": []})
-    refused(tmp_path / "mixed", "coco.json: imagePath: expected")
+    refused(tmp_path / "mixed", "coco.json: shapes: expected a list")
     for name in ("images", "labels"):
         (tmp_path / "bare" / name).mkdir(parents=True)
     refused(tmp_path / "bare", "no pictures there")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
+from brefine.data.faults import Id, Report, reason_of, refuse, reporting
 from brefine.progress import track
 from brefine.structures import InputError
 
@@ -18,6 +19,8 @@ MAX_PIXELS = 178_000_000
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
 #: file with class names, one a line
 CLASSES = "classes.txt"
+#: what is said of a picture that is not there
+MISSING = "no such picture"
 #: EXIF orientations by which a picture is turned by a quarter
 _QUARTER_TURNS = (5, 6, 7, 8)
 
@@ -39,7 +42,7 @@ def open_picture(path: Path | str) -> Iterator[Image.Image]:
                     raise Image.DecompressionBombError
                 yield image
     except FileNotFoundError:
-        raise InputError(f"{path}: no such picture") from None
+        raise InputError(f"{path}: {MISSING}") from None
     except UnidentifiedImageError:
         raise InputError(f"{path}: no picture, or of a format that Pillow cannot read") from None
     except Image.DecompressionBombError:
@@ -64,6 +67,16 @@ def upright_size(path: Path) -> tuple[int, int]:
     return (width, height) if turned else (height, width)
 
 
+def measure(path: Path, id: Id, report: Report) -> tuple[int, int] | None:
+    """``upright_size``; what keeps it from being read is reported, and None returned."""
+    try:
+        return upright_size(path)
+    except InputError as error:
+        reason = reason_of(error, path)
+        report("missing-picture" if reason == MISSING else "unreadable-picture", path, id, reason)
+    return None
+
+
 def list_pictures(folder: Path) -> list[Path]:
     """Every picture in a folder and the folders inside, by suffix, sorted.
 
@@ -76,20 +89,22 @@ def list_pictures(folder: Path) -> list[Path]:
     return found
 
 
-def by_name(pictures: Sequence[Path], folder: Path) -> dict[str, Path]:
+def by_name(pictures: Sequence[Path], folder: Path, report: Report = refuse) -> dict[str, Path]:
     """Pictures by their path inside ``folder``, which is what predictions are named by.
 
-    Raises:
-        InputError: two differ in nothing but the suffix: their labels would be the same file.
+    Two that differ in nothing but the suffix are a fault: their labels would be the same file.
     """
     stems: dict[Path, Path] = {}
+    named: dict[str, Path] = {}
     for path in pictures:
+        name = (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
         other = stems.setdefault(path.with_suffix(""), path)
-        if other != path:
-            raise InputError(f"{path}: its labels would be those of {other.name}: rename one")
-    return {
-        (p.relative_to(folder) if p.is_relative_to(folder) else p).as_posix(): p for p in pictures
-    }
+        if other == path:
+            named[name] = path
+        else:
+            message = f"its labels would be those of {other.name}: rename one"
+            report("same-labels", path, name, message)
+    return named
 
 
 def find_pair(path: Path, labels: str) -> tuple[Path, Path] | None:
@@ -132,21 +147,22 @@ def refuse_splits(folder: Path) -> None:
         raise InputError(f"{folder}: holds {' and '.join(splits)}: name one, such as {splits[0]}")
 
 
-def read_names(*folders: Path) -> list[str] | None:
+def read_names(*folders: Path, report: Report = refuse) -> list[str] | None:
     """Class names from the first ``classes.txt`` in ``folders``, one a line; None: there is none.
 
-    Raises:
-        InputError: it cannot be read, names a class twice or none.
+    One that cannot be read, names a class twice or none, is a fault.
     """
     for folder in folders:
         file = folder / CLASSES
         if file.is_file():
-            names = [name for line in read_lines(file) if (name := line.strip())]
-            twice = next((name for name in names if names.count(name) > 1), None)
-            if twice or not names:
-                fault = f"names {twice!r} twice" if twice else "holds no class name"
-                raise InputError(f"{file}: {fault}, expected one name a line")
-            return names
+            names: list[str] = []
+            with reporting(report, "bad-names", file):
+                names = [name for line in read_lines(file) if (name := line.strip())]
+                twice = next((name for name in names if names.count(name) > 1), None)
+                if twice or not names:
+                    fault = f"names {twice!r} twice" if twice else "holds no class name"
+                    raise InputError(f"{file}: {fault}, expected one name a line")
+            return names or None
     return None
 
 
