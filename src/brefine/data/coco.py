@@ -161,19 +161,20 @@ def parse_counts(texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.in
     if not all(texts) or stops[-1] != len(digits) or digits.max() > 63 or not last[stops - 1].all():
         raise ValueError("RLE counts are damaged")
     ends = np.flatnonzero(last)
-    lengths = np.diff(ends, prepend=-1)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    lengths = ends - starts + 1
     if lengths.max() > 7:  # seven digits hold every 32-bit number
         raise ValueError("RLE counts are damaged")
-    starts = ends - lengths + 1
-    place = np.arange(len(digits)) - np.repeat(starts, lengths)
+    place = np.arange(len(digits)) - starts.repeat(lengths)
     values = np.add.reduceat((digits & 31).astype(np.int64) << (5 * place), starts)
     values -= np.where(digits[ends] & 16, np.int64(1) << (5 * lengths), 0)
-    first = np.searchsorted(ends, np.concatenate([[0], stops]))
-    number = np.arange(len(values)) - np.repeat(first[:-1], np.diff(first))
+    first = ends.searchsorted(np.concatenate([[0], stops]))
+    begin, several = first[:-1], first[1:] - first[:-1]
+    number = np.arange(len(values)) - begin.repeat(several)
     for parity in (1, 2):  # sums over every other number, from its own text on
-        chosen = (number >= parity) & ((number - parity) % 2 == 0)
+        chosen = (number >= parity) & ((number - parity) & 1 == 0)
         sums = np.where(chosen, values, 0).cumsum()
-        values = np.where(chosen, sums - np.repeat(sums[first[:-1]], np.diff(first)), values)
+        values = np.where(chosen, sums - sums[begin].repeat(several), values)
     return values, first
 
 

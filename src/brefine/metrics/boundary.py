@@ -29,12 +29,12 @@ def boundary_band(window: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
         width: in pixels, at least 1.
 
     Returns:
-        ``[h, w]`` of 0 and 1.
+        ``[h, w]`` of 0 and 1; the window itself where all of it is band.
     """
     side = 2 * width + 1
-    band = window.copy()
     if min(window.shape) < side:
-        return band
+        return window
+    band = np.copy(window)  # in the window's own memory order
     inner, length = window, 1  # inner[y, x]: the `length` pixels from here on are all set
     while length < side:
         step = min(length, side - length)
@@ -51,12 +51,16 @@ def boundary_band(window: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
 
 def mask_iou(one: Mask, other: Mask) -> float:
     """IoU of two masks, each a window ``[h, w]`` of 0 and 1 at (x, y); 0 if both are empty."""
+    shared = shared_pixels(one, other)
+    union = np.count_nonzero(one[0]) + np.count_nonzero(other[0]) - shared
+    return shared / union if union else 0.0
+
+
+def shared_pixels(one: Mask, other: Mask) -> int:
+    """Number of pixels that are in both masks."""
     (a, (ax, ay)), (b, (bx, by)) = one, other
     x1, y1 = max(ax, bx), max(ay, by)
     x2 = max(min(ax + a.shape[1], bx + b.shape[1]), x1)
     y2 = max(min(ay + a.shape[0], by + b.shape[0]), y1)
-    shared = np.count_nonzero(
-        a[y1 - ay : y2 - ay, x1 - ax : x2 - ax] & b[y1 - by : y2 - by, x1 - bx : x2 - bx]
-    )
-    union = np.count_nonzero(a) + np.count_nonzero(b) - shared
-    return shared / union if union else 0.0
+    part = a[y1 - ay : y2 - ay, x1 - ax : x2 - ax] & b[y1 - by : y2 - by, x1 - bx : x2 - bx]
+    return int(np.count_nonzero(part))

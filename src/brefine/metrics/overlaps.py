@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from brefine.data.coco import CocoSet, Picture, Runs, decode
-from brefine.metrics.boundary import Mask, band_width, boundary_band, mask_iou
+from brefine.data.coco import CocoSet, box_and_area, decode
+from brefine.metrics.boundary import Mask, band_width, boundary_band, shared_pixels
+from brefine.metrics.tape import Tape
 from brefine.progress import track
 from brefine.structures import InputError
 
@@ -53,7 +54,7 @@ class Overlaps:
             mask for ``mask`` and ``boundary``.
         excused: ``[D]`` bool: when this detection matches nothing it is ignored and not wrong,
             because its class is not labelled exhaustively in this picture (LVIS).
-        objects: ``[G]`` int64, number of each object in ``CocoSet.ground_truth()``'s annotations.
+        objects: ``[G]`` int64, number of each object in ``CocoSet.annotations(picture)``.
         true_labels: ``[G]`` int64.
         true_areas: ``[G]`` float64, pixels, as the annotation says (alike for every kind).
         crowd: ``[G]`` bool: a region that takes any number of detections and is no object.
@@ -138,18 +139,26 @@ def assign(ious: Floats, thresholds: Floats, ignored: Flags, crowd: Flags) -> In
     Returns:
         ``[D, A, T]`` int64, the object or -1.
     """
-    count = len(ious)
-    found = np.full((count, len(ignored), len(thresholds)), -1, dtype=np.int64)
-    taken = np.zeros((len(ignored), len(thresholds), len(crowd)), dtype=bool)
+    found = np.full((len(ious), len(ignored), len(thresholds)), -1, dtype=np.int64)
     near = ious >= thresholds.min()
-    for d in np.flatnonzero(near.any(1)).tolist():
+    # Who has no choice takes the one object, or comes too late: no rule matters, no loop needed.
+    chooses = near.sum(1) > 1
+    disputed = near[chooses].any(0)
+    rows, columns = np.flatnonzero(near.any(1)), np.flatnonzero(near.any(0) & ~disputed)
+    enough = ious[np.ix_(rows, columns)][:, :, None] >= thresholds  # [rows, columns, T]
+    first = enough & ((enough.cumsum(0) == 1) | crowd[columns, None])
+    row, column, t = np.nonzero(first)
+    found[rows[row], :, t] = columns[column, None]
+
+    taken = np.zeros((len(ignored), len(thresholds), len(crowd)), dtype=bool)
+    for d in np.flatnonzero(near[:, disputed].any(1)).tolist():
         # The last of equals wins, so the candidates are looked at from behind.
         candidates = np.flatnonzero(near[d])[::-1]
         values = ious[d, candidates]
         free = (values >= thresholds[:, None]) & ~taken[:, :, candidates]
         wanted = np.where(free, (values + 2 * ~ignored[:, candidates])[:, None], 0.0)
         best = wanted.argmax(2)
-        hit = np.take_along_axis(wanted, best[:, :, None], 2)[:, :, 0] > 0
+        hit = wanted.max(2) > 0
         chosen = candidates[best]
         found[d] = np.where(hit, chosen, -1)
         a, t = np.nonzero(hit & ~crowd[chosen])
@@ -184,11 +193,7 @@ def compare(
     """
     pictures = dataset.pictures[:limit]
     number = {picture.id: i for i, picture in enumerate(pictures)}
-    labels = {category.id: i for i, category in enumerate(dataset.categories)}
-    truths: dict[int, list[tuple[int, Mapping[str, Any]]]] = defaultdict(list)
-    for i, entry in enumerate(dataset.ground_truth()["annotations"]):
-        if entry["image_id"] in number:
-            truths[number[entry["image_id"]]].append((i, entry))
+    table = {category.id: i for i, category in enumerate(dataset.categories)}
     found: dict[int, list[int]] = defaultdict(list)
     for i, record in enumerate(records):
         found[_picture(record, i, number)].append(i)
@@ -196,8 +201,10 @@ def compare(
     order = sorted(number, key=lambda name: (isinstance(name, str), name))
     steps: Iterable[int] = [number[name] for name in order]
     for i in track(steps, "score", len(order)) if progress and order else steps:
-        here = [(j, records[j]) for j in found[i]]
-        yield _overlap(i, pictures[i], here, truths[i], labels, kinds, across)
+        size = pictures[i].size
+        detections = _Objects.found([(j, records[j]) for j in found[i]], table, size)
+        truths = _Objects.labelled(dataset.annotations(i), table, size)
+        yield _overlap(i, detections.best(), truths, kinds, across)
 
 
 def _picture(record: Mapping[str, Any], index: int, number: Mapping[int | str, int]) -> int:
@@ -213,145 +220,213 @@ def _picture(record: Mapping[str, Any], index: int, number: Mapping[int | str, i
     return number[image]
 
 
+def _count_before(labels: Ints) -> Ints:
+    """For each place how many equal labels come before it."""
+    order = labels.argsort(kind="stable")
+    ordered = labels[order]
+    counts = np.empty_like(order)
+    counts[order] = np.arange(len(labels)) - np.searchsorted(ordered, ordered)
+    return counts
+
+
+@dataclass(frozen=True)
+class _Objects:
+    """Detections or labelled objects of one picture, column by column."""
+
+    numbers: Ints
+    labels: Ints
+    scores: Floats
+    boxes: Floats  # x, y, width, height
+    areas: Floats
+    crowd: Flags
+    rles: list[Any]
+    tape: Tape
+    places: Ints  # of the masks on the tape
+
+    @classmethod
+    def found(
+        cls,
+        records: Sequence[tuple[int, Mapping[str, Any]]],
+        table: Mapping[int, int],
+        size: tuple[int, int],
+    ) -> _Objects:
+        """Records, or one line that says what is wrong with one of them."""
+        rles = [_with_text(record["segmentation"]) for _, record in records]
+        try:
+            tape = Tape.of(rles, size)
+        except ValueError:
+            for (index, _), rle in zip(records, rles, strict=True):
+                try:
+                    decode(rle, size)
+                except ValueError as error:
+                    raise InputError(
+                        f"{_where(index)}: {error}; give masks at the original size"
+                    ) from None
+            raise
+        labels, scores, boxes = [], [], []
+        for place, (index, record) in enumerate(records):
+            category, score = record["category_id"], record["score"]
+            if not isinstance(category, int) or category not in table:
+                raise InputError(
+                    f"{_where(index)}: category_id {category!r} is not in the data set"
+                )
+            if not isinstance(score, int | float) or not math.isfinite(score):
+                raise InputError(f"{_where(index)}: score {score!r} is no finite number")
+            labels.append(table[category])
+            scores.append(score)
+            boxes.append(_box(record, index, tape, place))
+        return cls(
+            np.array([index for index, _ in records], dtype=np.int64),
+            np.array(labels, dtype=np.int64),
+            np.array(scores, dtype=np.float64),
+            np.array(boxes, dtype=np.float64).reshape(-1, 4),
+            tape.areas().astype(np.float64),
+            np.zeros(len(records), dtype=bool),
+            rles,
+            tape,
+            np.arange(len(records)),
+        )
+
+    @classmethod
+    def labelled(
+        cls,
+        entries: Sequence[dict[str, Any]],
+        table: Mapping[int, int],
+        size: tuple[int, int],
+    ) -> _Objects:
+        """Annotations; ``bbox`` and ``area`` are theirs where they can be used."""
+        tape = Tape.of([entry["segmentation"] for entry in entries], size)
+        areas = tape.areas()
+        places = np.flatnonzero(areas)
+        entries = [entries[i] for i in places.tolist()]
+        tights, pixels = tape.boxes[places].tolist(), areas[places].tolist()
+        chosen = [box_and_area(*each) for each in zip(entries, tights, pixels, strict=True)]
+        return cls(
+            places,
+            np.array([table[entry["category_id"]] for entry in entries], dtype=np.int64),
+            np.ones(len(entries)),
+            np.array([box for box, _ in chosen], dtype=np.float64).reshape(-1, 4),
+            np.array([area for _, area in chosen], dtype=np.float64),
+            np.array([bool(entry.get("iscrowd")) for entry in entries], dtype=bool),
+            [entry["segmentation"] for entry in entries],
+            tape,
+            places,
+        )
+
+    def best(self) -> _Objects:
+        """By score, and only those that the protocol counts."""
+        order = (-self.scores).argsort(kind="stable")
+        order = order[_count_before(self.labels[order]) < MAX_DETECTIONS]
+        return replace(
+            self,
+            numbers=self.numbers[order],
+            labels=self.labels[order],
+            scores=self.scores[order],
+            boxes=self.boxes[order],
+            areas=self.areas[order],
+            crowd=self.crowd[order],
+            rles=[self.rles[i] for i in order.tolist()],
+            places=self.places[order],
+        )
+
+    def rle(self, index: int) -> Any:
+        """Compressed RLE."""
+        rle = self.rles[index]
+        if isinstance(rle, dict) and isinstance(rle["counts"], str):
+            return rle
+        return self.tape.runs(int(self.places[index])).encode()
+
+    def band(self, index: int) -> tuple[Mask, int]:
+        """The boundary band of a mask, and its pixels."""
+        window, corner = self.tape.window(int(self.places[index]))
+        band = boundary_band(window, band_width(self.tape.size))
+        return (band, corner), int(np.count_nonzero(band))
+
+
+def _where(index: int) -> str:
+    return f"result {index} (the first is 0)"
+
+
+def _with_text(rle: Any) -> Any:
+    """RLE whose counts are text, as in json; pycocotools makes bytes."""
+    if isinstance(rle, Mapping) and isinstance(rle.get("counts"), bytes):
+        return {**rle, "counts": rle["counts"].decode("ascii", "replace")}
+    return rle
+
+
+def _box(record: Mapping[str, Any], index: int, tape: Tape, place: int) -> list[float]:
+    """The record's box, else the one around its mask; x, y, width, height."""
+    if "bbox" not in record:
+        x1, y1, x2, y2 = map(float, tape.boxes[place])
+        return [x1, y1, x2 - x1, y2 - y1]
+    try:
+        box = [float(value) for value in record["bbox"]]
+    except (TypeError, ValueError):
+        box = []
+    if len(box) != 4 or not all(map(math.isfinite, box)):
+        raise InputError(f"{_where(index)}: bbox {record['bbox']!r} is not [x, y, width, height]")
+    return box
+
+
 def _overlap(
-    index: int,
-    picture: Picture,
-    records: Sequence[tuple[int, Mapping[str, Any]]],
-    truths: Sequence[tuple[int, Mapping[str, Any]]],
-    table: Mapping[int, int],
-    kinds: Sequence[str],
-    across: bool,
+    picture: int, found: _Objects, true: _Objects, kinds: Sequence[str], across: bool
 ) -> Overlaps:
     """The overlaps of one picture."""
-    found = [_Detection.read(record, i, table, picture.size) for i, record in records]
-    found.sort(key=lambda one: -one.score)  # stable, as COCO's
-    ranks = _count_before(np.array([one.label for one in found], dtype=np.int64))
-    found = [one for one, rank in zip(found, ranks.tolist(), strict=True) if rank < MAX_DETECTIONS]
-    labels = np.array([one.label for one in found], dtype=np.int64)
-    boxes = np.array([one.box for one in found]).reshape(-1, 4)
-    true_labels = np.array([table[true["category_id"]] for _, true in truths], dtype=np.int64)
-    true_boxes = np.array([true["bbox"] for _, true in truths], dtype=np.float64).reshape(-1, 4)
-    crowd = np.array([bool(true.get("iscrowd")) for _, true in truths], dtype=bool)
-    ious: dict[str, Floats] = {}
-    pairs = (labels[:, None] == true_labels) | across
+    pairs = (found.labels[:, None] == true.labels) | across
+    ious = {}
     if "box" in kinds:
         ious["box"] = np.zeros(pairs.shape)
         if pairs.any():
-            ious["box"] = coco_mask.iou(boxes, true_boxes, crowd) * pairs
+            ious["box"] = coco_mask.iou(found.boxes, true.boxes, true.crowd) * pairs
     if "mask" in kinds or "boundary" in kinds:
-        mask = _mask_ious(found, [true["segmentation"] for _, true in truths], crowd, pairs)
-        if "mask" in kinds:
-            ious["mask"] = mask
-        if "boundary" in kinds:
-            true_masks = [decode(true["segmentation"], picture.size) for _, true in truths]
-            ious["boundary"] = _boundary_ious(found, true_masks, crowd, mask, picture.size)
-    area = np.array([one.runs.area() for one in found], dtype=np.float64)
-    areas = {kind: area if kind != "box" else boxes[:, 2] * boxes[:, 3] for kind in kinds}
+        ious["mask"] = _mask_ious(found, true, pairs)
+    if "boundary" in kinds:
+        ious["boundary"] = _boundary_ious(found, true, ious["mask"])
+    areas = dict.fromkeys(ious, found.areas)
+    if "box" in kinds:
+        areas["box"] = found.boxes[:, 2] * found.boxes[:, 3]
     return Overlaps(
-        index,
-        picture.size,
-        np.array([one.record for one in found], dtype=np.int64),
-        labels,
-        np.array([one.score for one in found], dtype=np.float64),
+        picture,
+        found.tape.size,
+        found.numbers,
+        found.labels,
+        found.scores,
         areas,
-        np.zeros(len(found), dtype=bool),
-        np.array([i for i, _ in truths], dtype=np.int64),
-        true_labels,
-        np.array([true["area"] for _, true in truths], dtype=np.float64),
-        crowd,
+        np.zeros(len(found.labels), dtype=bool),
+        true.numbers,
+        true.labels,
+        true.areas,
+        true.crowd,
         ious,
         across,
     )
 
 
-def _count_before(labels: Ints) -> Ints:
-    """For each place how many equal labels come before it."""
-    order = labels.argsort(kind="stable")
-    sorted_labels = labels[order]
-    first = np.searchsorted(sorted_labels, sorted_labels)
-    counts = np.empty_like(order)
-    counts[order] = np.arange(len(labels)) - first
-    return counts
-
-
-@dataclass(frozen=True)
-class _Detection:
-    """One record, checked."""
-
-    record: int
-    label: int
-    score: float
-    box: list[float]  # x, y, width, height
-    runs: Runs
-    rle: dict[str, Any]
-
-    @classmethod
-    def read(
-        cls, record: Mapping[str, Any], index: int, table: Mapping[int, int], size: tuple[int, int]
-    ) -> _Detection:
-        """A record, or one line that says what is wrong with it."""
-        where = f"result {index} (the first is 0)"
-        category, score, rle = record["category_id"], record["score"], record["segmentation"]
-        if not isinstance(category, int) or category not in table:
-            raise InputError(f"{where}: category_id {category!r} is not in the data set")
-        if not isinstance(score, int | float) or not math.isfinite(score):
-            raise InputError(f"{where}: score {score!r} is no finite number")
-        if isinstance(rle, dict) and isinstance(rle.get("counts"), bytes):
-            rle = rle | {"counts": rle["counts"].decode("ascii", "replace")}
-        try:
-            runs = decode(rle, size)
-        except ValueError as error:
-            raise InputError(f"{where}: {error}; give masks at the original size") from None
-        if not isinstance(rle, dict) or not isinstance(rle["counts"], str):
-            rle = runs.encode()
-        box = record.get("bbox", ())
-        if "bbox" not in record:
-            x1, y1, x2, y2 = runs.box()
-            box = [x1, y1, x2 - x1, y2 - y1]
-        try:
-            box = [float(value) for value in box]
-        except (TypeError, ValueError):
-            box = []
-        if len(box) != 4 or not all(map(math.isfinite, box)):
-            raise InputError(f"{where}: bbox {record['bbox']!r} is not [x, y, width, height]")
-        return cls(index, table[category], float(score), box, runs, rle)
-
-
-def _mask_ious(
-    found: Sequence[_Detection], truths: Sequence[Any], crowd: Flags, pairs: Flags
-) -> Floats:
+def _mask_ious(found: _Objects, true: _Objects, pairs: Flags) -> Floats:
     """Mask IoU ``[D, G]`` of the pairs asked for, 0 for the others."""
     ious = np.zeros(pairs.shape)
     rows = np.flatnonzero(pairs.any(1))
-    for columns in {row.tobytes(): np.flatnonzero(row) for row in pairs[rows]}.values():
-        alike = rows[pairs[rows][:, columns].all(1)]
+    # Equal rows of pairs (a class, or everything) are one call.
+    for pattern in {pairs[row].tobytes(): row for row in rows.tolist()}.values():
+        columns = np.flatnonzero(pairs[pattern])
+        alike = rows[pairs[rows, columns[0]]]
         ious[np.ix_(alike, columns)] = coco_mask.iou(
-            [found[i].rle for i in alike.tolist()],
-            [truths[j] for j in columns.tolist()],
-            crowd[columns],
+            [found.rle(i) for i in alike.tolist()],
+            [true.rle(j) for j in columns.tolist()],
+            true.crowd[columns],
         )
     return ious
 
 
-def _boundary_ious(
-    found: Sequence[_Detection],
-    truths: Sequence[Runs],
-    crowd: Flags,
-    masks: Floats,
-    size: tuple[int, int],
-) -> Floats:
+def _boundary_ious(found: _Objects, true: _Objects, masks: Floats) -> Floats:
     """Boundary IoU ``[D, G]`` from mask IoU, where that is high enough for it to matter."""
     smaller = masks.copy()
-    near = (masks >= LOWEST) & ~crowd
-    width = band_width(size)
-    true_bands = {j: _band(truths[j], width) for j in np.flatnonzero(near.any(0)).tolist()}
+    near = (masks >= LOWEST) & ~true.crowd
+    true_bands = {j: true.band(j) for j in np.flatnonzero(near.any(0)).tolist()}
     for i in np.flatnonzero(near.any(1)).tolist():
-        band = _band(found[i].runs, width)
+        band, area = found.band(i)
         for j in np.flatnonzero(near[i]).tolist():
-            smaller[i, j] = min(smaller[i, j], mask_iou(band, true_bands[j]))
+            true_band, true_area = true_bands[j]
+            shared = shared_pixels(band, true_band)
+            smaller[i, j] = min(smaller[i, j], shared / (area + true_area - shared))
     return smaller
-
-
-def _band(runs: Runs, width: int) -> Mask:
-    window, origin = runs.window()
-    return boundary_band(window.numpy(), width), origin
