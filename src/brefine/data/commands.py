@@ -48,10 +48,7 @@ def check(
     split: SplitName = "train",
     against: Annotated[
         Path | None,
-        typer.Option(
-            help="The other set, or the same one, whose val is then taken: same classes? no picture "
-            "twice?"
-        ),
+        typer.Option(help="The other set, or val of the same: same classes? no picture twice?"),
     ] = None,
     against_images: Annotated[
         Path | None, typer.Option(help="Folder of its pictures, if another than --images.")
@@ -81,7 +78,7 @@ def convert(
     path: Annotated[Path, typer.Argument(metavar="IN", help="A set of any format.")],
     out: Annotated[Path, typer.Argument(help="New or empty folder.")],
     to: Annotated[Format, typer.Option(help="Format to write.")],
-    split: SplitName = "val",
+    split: SplitName = "train",
     images: Annotated[
         Pictures, typer.Option(help="Copy the pictures, link to them, or write labels only.")
     ] = Pictures.COPY,
@@ -105,3 +102,25 @@ def convert(
         print(json.dumps(conversion.as_dict(), indent=1))
     else:
         print_conversion(conversion, Console())
+
+
+@data_app.command()
+def stats(
+    path: Annotated[Path, typer.Argument(help="A set of any format.")],
+    images: ImagesFolder = None,
+    split: SplitName = "train",
+    short_side: Annotated[int, typer.Option(min=1, help="Pixels at the network's input.")] = 800,
+    long_side: Annotated[int, typer.Option(min=1, help="Most pixels there.")] = 1333,
+    as_json: AsJson = False,
+) -> None:
+    """Sizes, crowding, balance, objects too small for the mask head; with advice."""
+    from rich.console import Console
+
+    from brefine.data.read import read
+    from brefine.data.stats import print_stats, stats
+
+    figures = stats(read(path, images, split=split), short_side=short_side, long_side=long_side)
+    if as_json:
+        print(json.dumps(figures, indent=1))
+    else:
+        print_stats(figures, Console())

@@ -109,7 +109,7 @@ def convert(
     to: str,
     *,
     images: Path | str | None = None,
-    split: str = "val",
+    split: str = "train",
     pictures: str = "copy",
     tolerance: float = 0.0,
 ) -> Conversion:
