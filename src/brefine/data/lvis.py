@@ -94,6 +94,11 @@ def read(
     if content is None:
         content = read_json(path, packed=True)
     folder = find_folder(path, images)
+    for key in ("categories", "images"):
+        entries = content.get(key)
+        for place, entry in enumerate(entries if isinstance(entries, list) else ()):
+            if isinstance(entry, tuple):  # `read_json` took it for one
+                report("wrong-type", path, None, f"{key}[{place}] is an annotation")
     known = {entry["id"] for entry in _dicts(content, "categories") if _is_number(entry.get("id"))}
     for entry in _dicts(content, "categories"):
         where, frequency = f"category {_short(entry.get('id'))}", entry.get("frequency")
