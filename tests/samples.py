@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from pycocotools import mask as coco_mask
 
+from brefine.data.lvis import Federated
 from brefine.structures import Bitmaps, Category, Instances
 
 
@@ -26,6 +27,7 @@ class FakeSet:
     pictures: list[FakePicture]
     objects: list[tuple[int, int, np.ndarray, bool]] = field(default_factory=list)
     path: Path = Path("labels.json")
+    federated: Federated | None = None
 
     def __len__(self):
         return len(self.pictures)
@@ -69,6 +71,22 @@ class FakeSet:
 def dense_rle(mask):
     rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
     return rle | {"counts": rle["counts"].decode()}
+
+
+def detect(dataset, mask, score, label=0, picture=0):
+    rle = dense_rle(mask)
+    return {
+        "image_id": dataset.pictures[picture].id,
+        "category_id": dataset.categories[label].id,
+        "score": score,
+        "bbox": coco_mask.toBbox(rle).tolist(),
+        "segmentation": rle,
+    }
+
+
+def disc(x, y, radius, size=(90, 120)):
+    rows, columns = np.mgrid[: size[0], : size[1]]
+    return np.hypot(rows - y, columns - x) < radius
 
 
 def blob(random, size):

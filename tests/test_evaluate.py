@@ -21,7 +21,16 @@ from brefine.metrics import boundary, tables
 from brefine.parts.masks import to_records
 from brefine.predict import Predictor
 from brefine.structures import Bitmaps, Category, InputError, Instances
-from samples import FakePicture, FakeSet, blob, dense_rle, random_records, random_set
+from samples import (
+    FakePicture,
+    FakeSet,
+    blob,
+    dense_rle,
+    detect,
+    disc,
+    random_records,
+    random_set,
+)
 
 SIZE = (90, 120)
 
@@ -46,8 +55,11 @@ class BoundaryEval(COCOeval):
         truths, finds = self._gts[image, category], self._dts[image, category]
         if not truths or not finds:
             return []
-        finds = [finds[i] for i in np.argsort([-d["score"] for d in finds], kind="mergesort")]
-        finds = finds[: self.params.maxDets[-1]]
+        finds = sorted(finds, key=lambda found: -found["score"])
+        return self.boundary_ious(finds[: self.params.maxDets[-1]], truths)
+
+    @staticmethod
+    def boundary_ious(finds, truths):
         ious = np.zeros((len(finds), len(truths)))
         for i, found in enumerate(finds):
             a = coco_mask.decode(found["segmentation"]).astype(bool)
@@ -103,22 +115,6 @@ def scene(*objects, size=SIZE, categories=("a", "b"), pictures=1):
     """A set of (picture, label, mask, crowd) tuples."""
     names = [Category(10 * i + 5, name) for i, name in enumerate(categories)]
     return FakeSet(names, [FakePicture(i, None, size) for i in range(pictures)], list(objects))
-
-
-def detect(dataset, mask, score, label=0, picture=0):
-    rle = dense_rle(mask)
-    return {
-        "image_id": dataset.pictures[picture].id,
-        "category_id": dataset.categories[label].id,
-        "score": score,
-        "bbox": coco_mask.toBbox(rle).tolist(),
-        "segmentation": rle,
-    }
-
-
-def disc(x, y, radius, size=SIZE):
-    rows, columns = np.mgrid[: size[0], : size[1]]
-    return np.hypot(rows - y, columns - x) < radius
 
 
 # --- average precision ---------------------------------------------------------------------------

@@ -11,6 +11,10 @@ follows the number of objects and not the size of the pictures. Rules that decid
     * Boundary AP (Cheng et al., CVPR 2021) takes the smaller of mask IoU and the IoU of the
       boundary bands. A band is what of the mask lies within d pixels of its outline, d being
       2 % of the picture's diagonal, rounded, at least 1; the picture's border is outline too.
+    * LVIS (`CocoSet.federated`) has its own rules: at most 300 detections a picture, only
+      classes that the picture was labelled for, and a detection of a class that is not labelled
+      exhaustively is never wrong. ``AP_r``, ``AP_c`` and ``AP_f`` are means over the rare,
+      common and frequent classes.
     * A figure for which there is no object is NaN, printed as ``-``, and enters no mean.
 """
 
@@ -27,8 +31,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from brefine.data.coco import CocoSet
+from brefine.data.lvis import FREQUENCIES
 from brefine.files import replacing
-from brefine.metrics.average_precision import Tally, figures
+from brefine.metrics.average_precision import MOST, MOST_FEDERATED, Tally, figures
 from brefine.metrics.mask_quality import Quality, asked_for, measure, summarise
 from brefine.metrics.overlaps import KINDS, Overlaps, compare
 from brefine.progress import track
@@ -47,7 +52,8 @@ class Report:
             ``AP_S``, ``AP_M``, ``AP_L``, ``AR1``, ``AR10``, ``AR100``, ``AR_S``, ``AR_M``,
             ``AR_L`` for the kinds ``box``, ``mask`` and ``boundary``, and
             ``given_boxes/{mask_iou,boundary_iou}`` with ``_S``, ``_M``, ``_L``. Kinds that
-            were not asked for are absent.
+            were not asked for are absent. LVIS has ``AP_r``, ``AP_c``, ``AP_f``, too, and
+            ``AR300`` instead of the other three.
         per_class: the same keys for each class name, ``threshold`` and ``objects``.
         records: the COCO results evaluated.
         thresholds: per label the score with the best F1 at mask IoU 0.5, to keep detections
@@ -195,7 +201,9 @@ def _score(
 ) -> Report:
     kinds = KINDS if boundary else ("box", "mask")
     given = [dict(record) for record in records]
-    tally = Tally(len(dataset.categories), kinds)
+    federated = dataset.federated
+    tally = Tally(len(dataset.categories), kinds, MOST_FEDERATED if federated else MOST)
+    frequency = np.array(federated.frequency if federated else [])
     hits: list[list[tuple[float, bool]]] = [[] for _ in dataset.categories]
     for overlaps in compare(given, dataset, kinds=kinds, limit=limit, progress=progress):
         tally.add(overlaps)
@@ -206,6 +214,8 @@ def _score(
     per_class: dict[str, dict[str, float]] = {name: {} for name in names}
     for kind, curves in tally.curves().items():
         values.update({f"{kind}/{key}": value for key, value in figures(curves).items()})
+        for letter in FREQUENCIES if federated else ():
+            values[f"{kind}/AP_{letter}"] = figures(curves, frequency == letter)["AP"]
         for i, name in enumerate(names):
             of_class = figures(curves, slice(i, i + 1))
             per_class[name].update({f"{kind}/{key}": value for key, value in of_class.items()})
@@ -226,7 +236,7 @@ def _add_hits(hits: Sequence[list[tuple[float, bool]]], overlaps: Overlaps) -> N
     """Append by label (score, found an object at mask IoU 0.5); what is ignored is left out."""
     match = overlaps.match("mask")
     hit = match >= 0
-    counts = np.where(hit, ~np.append(overlaps.crowd, False)[match], ~overlaps.excused)
+    counts = np.where(hit, ~np.append(overlaps.crowd, False)[match], ~overlaps.excused["mask"])
     rows = zip(overlaps.labels, overlaps.scores, hit, counts, strict=True)
     for label, score, right, counted in rows:
         if counted:

@@ -14,7 +14,8 @@ from brefine.metrics.overlaps import LOWEST, SIZES, Flags, Floats, Ints, Overlap
 #: the IoUs that AP is a mean over, and the recalls at which precision is read
 IOUS = np.linspace(LOWEST, 0.95, 10)
 RECALLS = np.linspace(0.0, 1.0, 101)
-MOST = (1, 10, 100)  # detections a picture and class, of average recall
+#: detections a picture and class that average recall allows, for COCO and for LVIS
+MOST, MOST_FEDERATED = (1, 10, 100), (300,)
 
 WRONG, RIGHT, IGNORED = 0, 1, 2
 
@@ -26,11 +27,14 @@ class Curves:
     Attributes:
         precision: ``[T, R, K, A]``: at each IoU of ``IOUS``, recall of ``RECALLS``, class and
             size of ``SIZES``.
-        recall: ``[T, K, A, M]``: the highest recall, with the best ``MOST`` detections only.
+        recall: ``[T, K, A, M]``: the highest recall, with at most ``most[m]`` detections a
+            picture and class.
+        most: M numbers, rising.
     """
 
     precision: Floats
     recall: Floats
+    most: Sequence[int] = MOST
 
 
 @dataclass
@@ -42,10 +46,12 @@ class Tally:
     Args:
         classes: K.
         kinds: some of ``KINDS``.
+        most: see ``Curves``.
     """
 
     classes: int
     kinds: Sequence[str]
+    most: Sequence[int] = MOST
     objects: Ints = field(init=False)  # [K, A]
     _labels: list[Ints] = field(default_factory=list)
     _ranks: list[Ints] = field(default_factory=list)
@@ -84,25 +90,25 @@ class Tally:
             verdicts = np.concatenate(parts)[order]
             shape = len(IOUS), len(RECALLS), self.classes, len(SIZES)
             precision = np.full(shape, math.nan)
-            recall = np.full((len(IOUS), self.classes, len(SIZES), len(MOST)), math.nan)
+            recall = np.full((len(IOUS), self.classes, len(SIZES), len(self.most)), math.nan)
             for k in range(self.classes):
                 here = slice(limits[k], limits[k + 1])
                 for a, count in enumerate(self.objects[k].tolist()):
                     if count:
                         right = verdicts[here, a] == RIGHT
                         precision[:, :, k, a] = _precision(verdicts[here, a], count)
-                        for m, most in enumerate(MOST):
+                        for m, most in enumerate(self.most):
                             recall[:, k, a, m] = right[ranks[here] < most].sum(0) / count
-            curves[kind] = Curves(precision, recall)
+            curves[kind] = Curves(precision, recall, self.most)
         return curves
 
 
-def figures(curves: Curves, classes: NDArray[np.intp] | slice = slice(None)) -> dict[str, float]:
+def figures(curves: Curves, classes: Flags | slice = slice(None)) -> dict[str, float]:
     """Named figures, 0..1, means over the classes chosen; NaN where none has an object.
 
     Returns:
-        ``AP``, ``AP50``, ``AP75``, ``AP_S``, ``AP_M``, ``AP_L``, ``AR1``, ``AR10``, ``AR100``,
-        ``AR_S``, ``AR_M``, ``AR_L``.
+        ``AP``, ``AP50``, ``AP75``, ``AP_S``, ``AP_M``, ``AP_L``; ``AR1``, ``AR10``, ``AR100``
+        (or what ``most`` says), ``AR_S``, ``AR_M``, ``AR_L``.
     """
     precision, recall = curves.precision[:, :, classes], curves.recall[:, classes]
     whole = precision[..., 0]
@@ -110,7 +116,7 @@ def figures(curves: Curves, classes: NDArray[np.intp] | slice = slice(None)) -> 
     for a, size in enumerate(SIZES):
         if size:
             values[f"AP{size}"] = _mean(precision[..., a])
-    for m, most in enumerate(MOST):
+    for m, most in enumerate(curves.most):
         values[f"AR{most}"] = _mean(recall[:, :, 0, m])
     for a, size in enumerate(SIZES):
         if size:
@@ -143,7 +149,7 @@ def _judge(overlaps: Overlaps, kind: str, ignored: Flags) -> NDArray[np.int8]:
     verdicts = np.where(found >= 0, RIGHT, WRONG).astype(np.int8)
     d, a, t = np.nonzero(found >= 0)
     verdicts[d, a, t] = np.where(ignored[a, found[d, a, t]], IGNORED, RIGHT)
-    excused = (_outside(overlaps.areas[kind]) | overlaps.excused).T[:, :, None]
+    excused = (_outside(overlaps.areas[kind]) | overlaps.excused[kind]).T[:, :, None]
     verdicts[(found < 0) & excused] = IGNORED
     return verdicts
 

@@ -22,7 +22,8 @@ from brefine.metrics.tape import Tape
 from brefine.progress import track
 from brefine.structures import InputError
 
-MAX_DETECTIONS = 100  # a picture and class
+MAX_DETECTIONS = 100  # a picture and class (COCO)
+MAX_FEDERATED = 300  # a picture, all classes together (LVIS)
 KINDS = ("box", "mask", "boundary")
 LOWEST = 0.5  # the lowest IoU that any figure asks for
 #: lowest and highest area in pixels of the objects that a figure is about
@@ -39,8 +40,9 @@ class Overlaps:
 
     There are D detections of all classes together, best score first, equal scores in the order
     of the records; and G labelled objects in the order of the labels. Detections that no figure
-    counts are not here: those beyond the limit of the protocol (COCO: the best 100 a picture and
-    class). Labels are 0..K-1, rows of the data set's category table.
+    counts are not here. COCO counts the best 100 a picture and class. LVIS counts the best 300 a
+    picture, and of these only classes that the picture was labelled for: with an object in it,
+    or verified to be absent. Labels are 0..K-1, rows of the data set's category table.
 
     Take ``overlaps.of(label)`` for one class, and ``overlaps.match("mask")`` for who found whom.
 
@@ -52,8 +54,9 @@ class Overlaps:
         scores: ``[D]`` float64, falling.
         areas: for each kind ``[D]`` float64, pixels: of the detection's box for ``box``, of its
             mask for ``mask`` and ``boundary``.
-        excused: ``[D]`` bool: when this detection matches nothing it is ignored and not wrong,
-            because its class is not labelled exhaustively in this picture (LVIS).
+        excused: for each kind ``[D]`` bool: when this detection matches nothing it is ignored and
+            not wrong. In LVIS: its class is not labelled exhaustively in this picture, or its
+            box or mask is empty.
         objects: ``[G]`` int64, number of each object in ``CocoSet.annotations(picture)``.
         true_labels: ``[G]`` int64.
         true_areas: ``[G]`` float64, pixels, as the annotation says (alike for every kind).
@@ -71,7 +74,7 @@ class Overlaps:
     labels: Ints
     scores: Floats
     areas: Mapping[str, Floats]
-    excused: Flags
+    excused: Mapping[str, Flags]
     objects: Ints
     true_labels: Ints
     true_areas: Floats
@@ -115,7 +118,7 @@ class Overlaps:
             labels=self.labels[found],
             scores=self.scores[found],
             areas={kind: areas[found] for kind, areas in self.areas.items()},
-            excused=self.excused[found],
+            excused={kind: excused[found] for kind, excused in self.excused.items()},
             objects=self.objects[true],
             true_labels=self.true_labels[true],
             true_areas=self.true_areas[true],
@@ -191,7 +194,7 @@ def compare(
     Raises:
         InputError: a record is not right; names its number and the key.
     """
-    pictures = dataset.pictures[:limit]
+    pictures, federated = dataset.pictures[:limit], dataset.federated
     number = {picture.id: i for i, picture in enumerate(pictures)}
     table = {category.id: i for i, category in enumerate(dataset.categories)}
     found: dict[int, list[int]] = defaultdict(list)
@@ -204,7 +207,17 @@ def compare(
         size = pictures[i].size
         detections = _Objects.found([(j, records[j]) for j in found[i]], table, size)
         truths = _Objects.labelled(dataset.annotations(i), table, size)
-        yield _overlap(i, detections.best(), truths, kinds, across)
+        if federated is None:
+            detections = detections.take(_count_before(detections.labels) < MAX_DETECTIONS)
+            yield _overlap(i, detections, truths, kinds, across)
+            continue
+        labelled_for = [*truths.labels.tolist(), *federated.negative[i]]
+        detections = detections.take(np.arange(len(detections.labels)) < MAX_FEDERATED)
+        detections = detections.take(np.isin(detections.labels, labelled_for))
+        overlaps = _overlap(i, detections, truths, kinds, across)
+        partly = np.isin(detections.labels, federated.not_exhaustive[i])
+        excused = {kind: partly | (areas <= 0) for kind, areas in overlaps.areas.items()}
+        yield replace(overlaps, excused=excused)
 
 
 def _picture(record: Mapping[str, Any], index: int, number: Mapping[int | str, int]) -> int:
@@ -250,7 +263,7 @@ class _Objects:
         table: Mapping[int, int],
         size: tuple[int, int],
     ) -> _Objects:
-        """Records, or one line that says what is wrong with one of them."""
+        """Records, best score first, or one line that says what is wrong with one of them."""
         rles = [_with_text(record["segmentation"]) for _, record in records]
         try:
             tape = Tape.of(rles, size)
@@ -275,7 +288,7 @@ class _Objects:
             labels.append(table[category])
             scores.append(score)
             boxes.append(_box(record, index, tape, place))
-        return cls(
+        objects = cls(
             np.array([index for index, _ in records], dtype=np.int64),
             np.array(labels, dtype=np.int64),
             np.array(scores, dtype=np.float64),
@@ -286,6 +299,7 @@ class _Objects:
             tape,
             np.arange(len(records)),
         )
+        return objects.take((-objects.scores).argsort(kind="stable"))
 
     @classmethod
     def labelled(
@@ -313,10 +327,9 @@ class _Objects:
             places,
         )
 
-    def best(self) -> _Objects:
-        """By score, and only those that the protocol counts."""
-        order = (-self.scores).argsort(kind="stable")
-        order = order[_count_before(self.labels[order]) < MAX_DETECTIONS]
+    def take(self, chosen: Ints | Flags) -> _Objects:
+        """Some of them, in that order."""
+        order = np.arange(len(self.labels))[chosen]
         return replace(
             self,
             numbers=self.numbers[order],
@@ -369,7 +382,11 @@ def _box(record: Mapping[str, Any], index: int, tape: Tape, place: int) -> list[
 
 
 def _overlap(
-    picture: int, found: _Objects, true: _Objects, kinds: Sequence[str], across: bool
+    picture: int,
+    found: _Objects,
+    true: _Objects,
+    kinds: Sequence[str],
+    across: bool,
 ) -> Overlaps:
     """The overlaps of one picture."""
     pairs = (found.labels[:, None] == true.labels) | across
@@ -392,7 +409,7 @@ def _overlap(
         found.labels,
         found.scores,
         areas,
-        np.zeros(len(found.labels), dtype=bool),
+        dict.fromkeys(areas, np.zeros(len(found.labels), dtype=bool)),
         true.numbers,
         true.labels,
         true.areas,
