@@ -507,6 +507,7 @@ def test_a_set_against_itself_is_all_leaked(clean: Path) -> None:
 def crosses_slowly(points: list[tuple[int, int]]) -> bool:
     """Pair by pair in whole numbers."""
     sides = list(zip(points, [*points[1:], points[0]], strict=True))
+    sides = [(a, b) for a, b in sides if sides.count((a, b)) > sides.count((b, a))]
 
     def turn(a: tuple[int, int], b: tuple[int, int], c: tuple[int, int]) -> int:
         return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -111,14 +112,40 @@ def _check_outline(polygons: list[Any], size: tuple[int, int], tell: Tell) -> No
 
 
 def find_crossing(points: NDArray[np.float64]) -> tuple[int, int] | None:
-    """Two sides of a closed polygon ``[n, 2]`` that properly cross, or None; touching is not."""
+    """Two sides of a closed polygon ``[n, 2]`` that properly cross, or None; touching is not.
+
+    Sides that are gone along there and back do not count: such bridges between parts, or to a
+    hole, have no pixels.
+    """
     n = len(points)
     if n < 4:
         return None
     points = points - points.mean(axis=0)
     steps = np.roll(points, -1, axis=0) - points
-    noise = 1e-9 * max(1.0, float(np.abs(points).max()) ** 2)  # of rounding: that is touching
-    rows = max(1, 1_000_000 // n)
+    found = _find_pair(points, steps, np.arange(n), n)
+    if found is not None:
+        sides = [
+            (*a, *b) for a, b in zip(points.tolist(), np.roll(points, -1, 0).tolist(), strict=True)
+        ]
+        counts = Counter(sides)
+        once = [
+            i for i, (a, b, c, d) in enumerate(sides) if counts[a, b, c, d] > counts[c, d, a, b]
+        ]
+        if len(once) < n:
+            found = _find_pair(points[once], steps[once], np.array(once), n)
+    return found
+
+
+def _find_pair(
+    points: NDArray[np.float64],
+    steps: NDArray[np.float64],
+    sides: NDArray[np.int64],
+    total: int,
+) -> tuple[int, int] | None:
+    """Two of the ``sides`` of ``total`` that cross; they start at ``points``, ``steps`` long."""
+    n = len(sides)
+    noise = 1e-9 * max(1.0, float(np.abs(points).max(initial=0)) ** 2)  # rounding: that is touching
+    rows = max(1, 1_000_000 // max(n, 1))
     for start in range(0, n, rows):
         part = slice(start, min(start + rows, n))
         # [rows, n]: on which side of line i point j lies, then point i and i + 1 of line j
@@ -133,11 +160,12 @@ def find_crossing(points: NDArray[np.float64]) -> tuple[int, int] | None:
             & (np.minimum(of_start, of_end) < -noise)
             & (np.maximum(of_start, of_end) > noise)
         )
-        gaps = np.abs(found[:, 0] + start - found[:, 1])
-        found = found[(gaps > 1) & (gaps < n - 1)]  # neighbours share a point
-        if len(found):
-            i, j = sorted((int(found[0][0]) + start, int(found[0][1])))
-            return i, j
+        # Neighbours share a point: what they seem to cross by is rounding.
+        pairs = np.sort(np.stack([sides[found[:, 0] + start], sides[found[:, 1]]], 1), 1)
+        gaps = pairs[:, 1] - pairs[:, 0]
+        pairs = pairs[(gaps > 1) & (gaps < total - 1)]
+        if len(pairs):
+            return int(pairs[0, 0]), int(pairs[0, 1])
     return None
 
 
