@@ -96,7 +96,7 @@ class Tally:
                 for a, count in enumerate(self.objects[k].tolist()):
                     if count:
                         right = verdicts[here, a] == RIGHT
-                        precision[:, :, k, a] = _precision(verdicts[here, a], count)
+                        precision[:, :, k, a] = precision_at_recalls(verdicts[here, a], count)
                         for m, most in enumerate(self.most):
                             recall[:, k, a, m] = right[ranks[here] < most].sum(0) / count
             curves[kind] = Curves(precision, recall, self.most)
@@ -154,15 +154,15 @@ def _judge(overlaps: Overlaps, kind: str, ignored: Flags) -> NDArray[np.int8]:
     return verdicts
 
 
-def _precision(verdicts: NDArray[np.int8], count: int) -> Floats:
+def precision_at_recalls(verdicts: NDArray[np.int8], count: int) -> Floats:
     """Precision ``[T, R]`` of one class and size from verdicts ``[N, T]``, best score first."""
     right = np.cumsum(verdicts == RIGHT, axis=0, dtype=np.float64)
     wrong = np.cumsum(verdicts == WRONG, axis=0, dtype=np.float64)
     precision = right / np.maximum(wrong + right, 1.0)
     # From the right: the best precision at this recall or a higher one; 0 beyond the highest.
     precision = np.maximum.accumulate(precision[::-1])[::-1]
-    precision = np.concatenate([precision, np.zeros((1, len(IOUS)))])
+    precision = np.concatenate([precision, np.zeros((1, verdicts.shape[1]))])
     recall = right / count
     return np.stack(
-        [precision[np.searchsorted(recall[:, t], RECALLS), t] for t in range(len(IOUS))]
+        [precision[np.searchsorted(recall[:, t], RECALLS), t] for t in range(verdicts.shape[1])]
     )

@@ -84,7 +84,7 @@ class Overlaps:
 
     def of(self, label: int) -> Overlaps:
         """Only the detections and the objects of one class."""
-        return self._take(self.labels == label, self.true_labels == label)
+        return self.take(self.labels == label, self.true_labels == label)
 
     def ranks(self) -> Ints:
         """``[D]``: how many detections of its own class are before each one."""
@@ -111,7 +111,8 @@ class Overlaps:
             ious = np.where(self.labels[:, None] == self.true_labels, ious, 0.0)
         return assign(ious, np.array([iou]), self.crowd[None], self.crowd)[:, 0, 0]
 
-    def _take(self, found: Flags, true: Flags) -> Overlaps:
+    def take(self, found: Flags, true: Flags) -> Overlaps:
+        """Only some detections (``[D]``) and objects (``[G]``)."""
         return replace(
             self,
             records=self.records[found],
