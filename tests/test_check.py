@@ -1,7 +1,6 @@
 """Broken sets of every kind, each with what must be said of it and nothing else."""
 
 import copy
-import io
 import json
 import math
 import shutil
@@ -13,12 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from rich.console import Console
 
 from brefine import cli
 from brefine.data.check import check
 from brefine.data.coco import CocoSet
-from brefine.data.faults import KINDS, exit_code, print_faults, summarise
+from brefine.data.faults import KINDS, exit_code, summarise
 from brefine.data.geometry import find_crossing
 from brefine.data.toy import draw
 from brefine.structures import InputError
@@ -538,82 +536,6 @@ def test_an_outline_of_many_points_is_taken_in_blocks() -> None:
     assert find_crossing(late) is not None
     circle[[2000, 2250]] = circle[[2250, 2000]]
     assert find_crossing(circle) is not None
-
-
-# -------------------------------------------------------------------- whatever is in a json
-
-junk = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(-5, 100),
-    st.sampled_from([10**400, -(2**70), 1e300, math.nan, math.inf, -1, 0, 1.0, 2.5]),
-    st.text(max_size=3),
-    st.sampled_from([[], {}, [[]], [[0, 0, 1e5, 1e5, 3, 9]], SQUARE, [SQUARE], rle([5120])]),
-    st.lists(st.floats(), max_size=8),
-)
-KEYS = {
-    "images": ["id", "file_name", "height", "width"],
-    "annotations": ["id", "image_id", "category_id", "segmentation", "bbox", "area", "iscrowd"],
-    "categories": ["id", "name"],
-}
-change = st.sampled_from(sorted(KEYS)).flatmap(
-    lambda key: st.tuples(
-        st.just(key),
-        st.integers(0, 3),
-        st.sampled_from([None, *KEYS[key]]),
-        st.none() | junk.map(lambda value: [value]),  # None: dropped
-    )
-)
-
-
-@settings(deadline=None, max_examples=250)
-@given(st.lists(change, max_size=4), st.randoms(use_true_random=False))
-def test_any_json_is_checked_as_it_is_read(
-    clean: Path, content: dict, changes: list, random: object
-) -> None:
-    values = {**copy.deepcopy(content), "images": copy.deepcopy(content["images"][:4])}
-    values["annotations"] = [a for a in values["annotations"] if a["image_id"] <= 4][:6]
-    for key, number, name, new in changes:
-        entries = values[key]
-        if name is None:
-            entries[number:] = new if new is not None else []
-        elif number < len(entries) and isinstance(entries[number], dict):
-            entries[number].pop(name, None)
-            if new is not None:
-                entries[number][name] = copy.deepcopy(new[0])
-    for key in KEYS:
-        random.shuffle(values[key])  # type: ignore[attr-defined]
-    faults = find(clean, values)
-    pairs(faults)
-    print_faults(faults, Console(file=io.StringIO(), width=60), examples=None)
-    json.dumps([vars(fault) for fault in faults], allow_nan=False).encode()
-    fatal = bool(FATAL & {fault.kind for fault in faults})
-    try:
-        dataset = CocoSet(clean / "broken.json")
-    except InputError:
-        dataset = None
-    assert fatal == (dataset is None)
-    if dataset is None:
-        return
-    named = {fault.message.split(": ")[0] for fault in faults if fault.kind in UNUSABLE}
-    assert named == {line.split(": ")[0] for line in dataset.skipped}
-    # what is neither skipped nor used is said, too
-    objects = sum(len(dataset.target(index)) for index in range(len(dataset)))
-    slivers = sum(fault.kind == "sliver" for fault in faults)
-    crowd = sum(
-        bool(entry.get("iscrowd"))
-        for index in range(len(dataset))
-        for entry in dataset.annotations(index)
-    )
-    assert crowd <= objects + crowd + len(dataset.skipped) <= len(values["annotations"])
-    assert objects + crowd + len(dataset.skipped) + slivers >= len(values["annotations"])
-    assert (objects == 0) == any(fault.kind == "no-objects" for fault in faults)
-
-
-def test_every_kind_is_tested() -> None:
-    tested = {kind for _, kinds in ANNOTATIONS for kind in kinds}
-    tested |= {kind for cases in (SETS, PICTURES) for case in cases for kind, _ in case[2]}
-    assert set(KINDS) - tested == {"bad-json", "missing-folder", "class-mismatch"}
 
 
 # ------------------------------------------------------------------------ the command line

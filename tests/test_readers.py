@@ -599,7 +599,7 @@ def test_what_is_no_set_or_two(tmp_path, toy_set, yolo_set):
     refused(tmp_path / "bare", "no pictures there")
     (tmp_path / "broken").mkdir()
     write(tmp_path / "broken" / "a.json", "{")
-    refused(tmp_path / "broken", "a.json, line 1: no valid json")
+    refused(tmp_path / "broken", "a.json: line 1: no valid json")
 
 
 def test_training_refuses_classes_that_differ(tmp_path, monkeypatch, capsys):

@@ -42,7 +42,7 @@ KINDS: dict[str, tuple[Severity, str]] = {
     "wrong-type": ("error", "correct the value"),
     "bad-size": ("error", "correct height and width; cut huge pictures into tiles"),
     "bad-frequency": ("error", "copy the frequencies from LVIS' own json"),
-    "bad-names": ("error", "write one class name a line, each once"),
+    "bad-names": ("error", "name each class once: one a line, or names: [a, b] in a yaml"),
     "no-labels": ("error", "name labels like their pictures, where the format looks for them"),
     "duplicate-category-id": ("error", "give every class an id of its own"),
     "duplicate-picture-id": ("error", "give every picture an id of its own"),
@@ -178,7 +178,9 @@ def reporting(report: Report, kind: str, file: Path, id: Id = None) -> Iterator[
 
 def reason_of(error: InputError, file: Path) -> str:
     """The error's message without the name of ``file`` in front."""
-    return str(error).removeprefix(str(file)).lstrip(":, ")
+    text = str(error)
+    mine = text.startswith((f"{file}:", f"{file},"))
+    return text.removeprefix(str(file)).lstrip(":, ") if mine else text
 
 
 def exit_code(faults: Sequence[Fault], *, strict: bool = False) -> int:

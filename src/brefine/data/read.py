@@ -133,13 +133,20 @@ def _recognise(path: Path) -> str:
         raise InputError(f"{path}: holds both labels and masks: name the folder of one of them")
     if kinds:
         return kinds[0]
-    first = min(path.rglob("*.json"), default=None)
-    if first is None:
+    files = sorted(path.rglob("*.json"))
+    if not files:
         raise InputError(
             f"{path}: no labels known: expected a json (COCO, LVIS, LabelMe), a YOLO yaml, or "
             "folders images and labels (YOLO-seg), images and masks, leftImg8bit and gtFine "
             "(Cityscapes), or JPEGImages and SegmentationObject (Pascal VOC)"
         )
-    if "shapes" not in read_json(first):
-        raise InputError(f"{path}: holds {first.name}, which is not LabelMe's: name the COCO json")
+    for file in files:
+        try:
+            content = read_json(file)
+        except InputError:
+            continue  # the reader will name it
+        if "shapes" not in content:
+            said = "which is not LabelMe's: name the COCO json"
+            raise InputError(f"{path}: holds {file.name}, {said}")
+        break
     return "LabelMe"
