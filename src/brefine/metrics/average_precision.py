@@ -64,13 +64,13 @@ class Tally:
 
     def add(self, overlaps: Overlaps) -> None:
         """One more picture."""
-        ignored = _outside(overlaps.true_areas) | overlaps.crowd
+        ignored = outside(overlaps.true_areas) | overlaps.crowd
         np.add.at(self.objects, overlaps.true_labels, ~ignored.T)
         self._labels.append(overlaps.labels)
         self._ranks.append(overlaps.ranks())
         self._scores.append(overlaps.scores)
         for kind in self.kinds:
-            self._verdicts[kind].append(_judge(overlaps, kind, ignored))
+            self._verdicts[kind].append(judge(overlaps, kind, ignored))
 
     def curves(self) -> dict[str, Curves]:
         """Precision and recall of every kind."""
@@ -129,13 +129,13 @@ def _mean(values: Floats) -> float:
     return float(there.mean()) if there.size else math.nan
 
 
-def _outside(areas: Floats) -> Flags:
-    """``[A, N]``: whether an area is not of each size."""
+def outside(areas: Floats) -> Flags:
+    """``[A, N]``: whether an area is not of each of ``SIZES``."""
     limits = np.array(list(SIZES.values()))[:, :, None]
     return (areas < limits[:, 0]) | (areas > limits[:, 1])
 
 
-def _judge(overlaps: Overlaps, kind: str, ignored: Flags) -> NDArray[np.int8]:
+def judge(overlaps: Overlaps, kind: str, ignored: Flags) -> NDArray[np.int8]:
     """``[D, A, T]``: whether each detection is right, wrong, or ignored.
 
     Args:
@@ -149,7 +149,7 @@ def _judge(overlaps: Overlaps, kind: str, ignored: Flags) -> NDArray[np.int8]:
     verdicts = np.where(found >= 0, RIGHT, WRONG).astype(np.int8)
     d, a, t = np.nonzero(found >= 0)
     verdicts[d, a, t] = np.where(ignored[a, found[d, a, t]], IGNORED, RIGHT)
-    excused = (_outside(overlaps.areas[kind]) | overlaps.excused[kind]).T[:, :, None]
+    excused = (outside(overlaps.areas[kind]) | overlaps.excused[kind]).T[:, :, None]
     verdicts[(found < 0) & excused] = IGNORED
     return verdicts
 
