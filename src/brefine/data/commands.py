@@ -124,3 +124,31 @@ def stats(
         print(json.dumps(figures, indent=1))
     else:
         print_stats(figures, Console())
+
+
+@data_app.command()
+def split(
+    path: Annotated[Path, typer.Argument(help="A set of any format.")],
+    out: Annotated[Path, typer.Argument(help="New or empty folder.")],
+    val: Annotated[float, typer.Option(help="Share of the pictures for val.json.")],
+    test: Annotated[float, typer.Option(help="Share for test.json.")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    group: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REGEX", help="Pictures in whose names it finds the same text stay together."
+        ),
+    ] = None,
+    images: ImagesFolder = None,
+    part: SplitName = "train",
+) -> None:
+    """Cut a set into train, val and test with like shares of every class; COCO jsons."""
+    from rich.console import Console
+
+    from brefine.data.split import print_split, split
+
+    parts, folder = split(
+        path, out, val=val, test=test, seed=seed, group=group, images=images, part=part
+    )
+    print_split(parts, Console())
+    print(f"train with --set data.train={out}/train.json --set data.images={folder}")
