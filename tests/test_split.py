@@ -104,7 +104,7 @@ def test_class_shares_are_nearly_equal(seed, shares):
             for result, found in ((off, chosen), (off_random, by_chance)):
                 count = held(units, found, part)
                 classes = total.keys() - {PICTURES}
-                    result += [abs(count[kind] / total[kind] - share) for kind in classes]
+                result += [abs(count[kind] / total[kind] - share) for kind in classes]
             pictures = held(units, chosen, part)[PICTURES]
             assert abs(pictures - share * len(units)) <= 0.05 * len(units)
     assert np.mean(off) < np.mean(off_random) / 2
