@@ -222,6 +222,21 @@ tenths = st.integers(-100, 600).map(lambda v: v / 10)  # half of them end on a f
 near = st.lists(st.tuples(tenths | st.floats(-9, 49), tenths | st.floats(-9, 49)), min_size=3)
 
 
+@pytest.mark.parametrize("dense", [0, 2**20])
+def test_windows_of_many_corners_are_drawn_with_the_pixels_of_pycocotools(monkeypatch, dense):
+    """Their sides end between pixels so often that rounding decides: shifting them would show."""
+    monkeypatch.setattr(coco, "DENSE", dense)
+    random = np.random.default_rng(0)
+    for _ in range(300):
+        outline = random.uniform(-3, 45, (9, 2)).ravel().tolist()
+        window, (x, y) = coco.draw([outline], (40, 60))
+        whole = np.zeros((40, 60), np.uint8)
+        whole[y : y + window.shape[0], x : x + window.shape[1]] = window.numpy()
+        assert np.array_equal(
+            whole, coco_mask.decode(coco_mask.frPyObjects([outline], 40, 60))[..., 0]
+        )
+
+
 @settings(deadline=None, max_examples=400)
 @given(
     st.lists(near, min_size=1, max_size=3),
@@ -233,7 +248,7 @@ def test_windows_are_drawn_with_the_pixels_of_pycocotools(polygons, scale, insid
     arrays = [np.array(points) for points in polygons]
     if inside:
         arrays = [points.clip(0, [40, 30]) for points in arrays]
-    window, (x, y) = coco.draw([points.ravel() for points in arrays], size, scale)
+    window, (x, y) = coco.draw([points.ravel().tolist() for points in arrays], size, scale)
     scaled = [(points * scale).ravel().tolist() for points in arrays]
     expected = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(scaled, *size)))
     whole = np.zeros(size, np.uint8)

@@ -6,6 +6,7 @@ makes the whole file doubtful (no json, missing keys, ids twice) is refused.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 BOX_TOLERANCE = 2.0, 0.25
 #: a polygon may leave the picture by this many times its longer side before it is not believed
 POLYGON_REACH = 4
+#: pixels; a polygon's mask is unrolled at once up to this many, left of and above it included
+DENSE = 2**20
 
 
 @dataclass(frozen=True)
@@ -182,20 +185,24 @@ def _draw_polygons(polygons: Sequence[Any], size: tuple[int, int]) -> Runs:
     """The union of polygons, as pycocotools draws them."""
     height, width = size
     checked = [points.tolist() for points in _check_polygons(polygons, size)]
-    rle = coco_mask.merge(coco_mask.frPyObjects(checked, height, width))
+    return _runs(coco_mask.merge(coco_mask.frPyObjects(checked, height, width)), size)
+
+
+def _runs(rle: dict[str, Any], size: tuple[int, int]) -> Runs:
+    """Run lengths of what pycocotools made."""
     lengths, _ = parse_counts([rle["counts"].decode()])
     return Runs(np.append(lengths, 0) if len(lengths) % 2 else lengths, size)
 
 
 def draw(
-    polygons: Sequence[NDArray[np.float64]],
+    polygons: Sequence[Sequence[float]],
     size: tuple[int, int],
     scale: tuple[float, float] = (1.0, 1.0),
 ) -> tuple[Tensor, tuple[int, int]]:
-    """The union of polygons in a window around them: the very pixels of pycocotools, faster.
+    """The union of polygons in a window around them: the pixels of ``decode``, faster.
 
     Args:
-        polygons: each a flat array x, y, x, y ..., of at least 3 points.
+        polygons: each x, y, x, y ..., of at least 3 points.
         size: (height, width) of the frame.
         scale: of x and of y, from the polygons' coordinates to the frame's.
 
@@ -203,40 +210,40 @@ def draw(
         uint8 ``[h, w]``, tight, maybe empty, and the (x, y) of its top left pixel.
     """
     height, width = size
-    scales = np.array(scale)
-    # pycocotools rounds points to fifths of a pixel first: so do we, and shifting loses nothing.
-    fifths = [np.trunc(5 * (points.reshape(-1, 2) * scales) + 0.5) for points in polygons]
-    low = np.min([points.min(0) for points in fifths], 0)
-    high = np.max([points.max(0) for points in fifths], 0)
-    if low.min() < 0 or high[0] > 5 * width or high[1] > 5 * height:
-        lists = [(points.reshape(-1, 2) * scales).ravel().tolist() for points in polygons]
-        return _draw_polygons(lists, size).window()
-    x, y = min(int(low[0] // 5), width - 1), min(int(low[1] // 5), height - 1)
-    right, bottom = min(int(high[0] // 5) + 1, width), min(int(high[1] // 5) + 1, height)
-    shifted = [((points - (5 * x, 5 * y)) / 5).ravel() for points in fifths]
-    rles = coco_mask.frPyObjects(shifted, bottom - y, right - x)
-    window = coco_mask.decode(rles[0] if len(rles) == 1 else coco_mask.merge(rles))
-    left, top, right, bottom = 0, 0, right - x, bottom - y
-    while left < right and not window[:, left].any():
+    if scale != (1.0, 1.0):
+        scales = itertools.cycle(scale)
+        polygons = [[v * s for v, s in zip(part, scales, strict=False)] for part in polygons]
+    x1, y1, x2, y2 = _extent(polygons, size)
+    right, bottom = min(int(x2) + 2, width), min(int(y2) + 2, height)
+    rles = coco_mask.frPyObjects(polygons, bottom, right)
+    rle = rles[0] if len(rles) == 1 else coco_mask.merge(rles)
+    if bottom * right > DENSE:
+        return _runs(rle, (bottom, right)).window()
+    window = coco_mask.decode(rle)
+    # pycocotools rounds to fifths of a pixel: nothing is farther out than that.
+    left, top = max(min(int(x1) - 1, right), 0), max(min(int(y1) - 1, bottom), 0)
+    while left < right and not window[top:, left].any():
         left += 1
-    while left < right and not window[:, right - 1].any():
+    while left < right and not window[top:, right - 1].any():
         right -= 1
     while top < bottom and not window[top, left:right].any():
         top += 1
     while top < bottom and not window[bottom - 1, left:right].any():
         bottom -= 1
     tight = np.ascontiguousarray(window[top:bottom, left:right])
-    return torch.from_numpy(tight), (x + left, y + top)
+    return torch.from_numpy(tight), (left, top)
 
 
 def _extent(
-    polygons: Sequence[NDArray[np.float64]], size: tuple[int, int]
+    polygons: Sequence[Sequence[float]], size: tuple[int, int]
 ) -> tuple[float, float, float, float]:
     """The xyxy box of polygons, cut to a picture of ``size``."""
-    points = np.concatenate(polygons).reshape(-1, 2)
-    limit = np.array([size[1], size[0]])
-    (x1, y1), (x2, y2) = points.min(0).clip(0, limit), points.max(0).clip(0, limit)
-    return float(x1), float(y1), float(x2), float(y2)
+    height, width = size
+    x1 = min(min(part[0::2]) for part in polygons)
+    y1 = min(min(part[1::2]) for part in polygons)
+    x2 = max(max(part[0::2]) for part in polygons)
+    y2 = max(max(part[1::2]) for part in polygons)
+    return max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
 
 
 def _check_polygons(polygons: Sequence[Any], size: tuple[int, int]) -> list[NDArray[np.float64]]:
@@ -413,42 +420,46 @@ class CocoSet:
         picture = self.pictures[index]
         size = size or picture.size
         scale = size[1] / picture.size[1], size[0] / picture.size[0]  # x, y
-        boxes, tights, labels, windows, origins = [], [], [], [], []
+        windows: list[Tensor] = []
+        boxes, labels, origins, large = [], [], [], []
         for entry in self.annotations(index):
             if entry.get("iscrowd"):
                 continue
             segmentation = entry["segmentation"]
-            window = torch.zeros(0, 0, dtype=torch.uint8)
+            window = None
             if isinstance(segmentation, list):
-                polygons = [np.array(part, np.float64) for part in segmentation if len(part) >= 6]
+                polygons = [part for part in segmentation if len(part) >= 6]
                 extent = _extent(polygons, picture.size)
-                window, (x, y) = draw(polygons, size, scale)
-            if not window.numel():
+                window, origin = draw(polygons, size, scale)
+            if window is None or not window.numel():
                 runs = decode(segmentation, picture.size)
                 extent = runs.box()
-                window, (x, y) = runs.window()
+                window, origin = runs.window()
                 if not window.numel():
                     continue
-                if size != picture.size:
-                    whole = Bitmaps([window], torch.tensor([[x, y]]))
-                    resized = resize_masks(whole, picture.size, size)
-                    window, (x, y) = resized.windows[0], resized.origins[0].tolist()
-            tights.append((x, y, x + window.shape[1], y + window.shape[0]))
+                large.append(len(windows))
             boxes.append(_choose_box(entry, extent))
             labels.append(self._labels[entry["category_id"]])
             windows.append(window)
-            origins.append((x, y))
-        tight = torch.tensor(tights, dtype=torch.float32).reshape(-1, 4)
+            origins.append(origin)
+        corner = torch.tensor(origins, dtype=torch.int64).reshape(-1, 2)
+        if large and size != picture.size:
+            rest = Bitmaps([windows[i] for i in large], corner[large])
+            resized = resize_masks(rest, picture.size, size)
+            corner[large] = resized.origins
+            for i, window in zip(large, resized.windows, strict=True):
+                windows[i] = window
+        sides = torch.tensor([window.shape[::-1] for window in windows]).reshape(-1, 2)
         box = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4) * torch.tensor(scale * 2)
         height, width = size
         box = torch.minimum(box.clamp(min=0), torch.tensor([width, height, width, height]))
-        box[:, :2] = torch.minimum(box[:, :2], tight[:, :2] + 0.5)
-        box[:, 2:] = torch.maximum(box[:, 2:], tight[:, 2:] - 0.5)
+        box[:, :2] = torch.minimum(box[:, :2], corner + 0.5)
+        box[:, 2:] = torch.maximum(box[:, 2:], corner + sides - 0.5)
         return Instances(
             size,
             box,
             torch.tensor(labels, dtype=torch.int64),
-            masks=Bitmaps(windows, torch.tensor(origins, dtype=torch.int64).reshape(-1, 2)),
+            masks=Bitmaps(windows, corner),
         )
 
     def ground_truth(self) -> dict[str, Any]:
@@ -651,15 +662,15 @@ def _choose_box(
 ) -> tuple[float, float, float, float]:
     """The annotation's ``bbox`` as xyxy where it agrees with the mask, else the mask's box."""
     given = entry.get("bbox")
+    x1, y1, x2, y2 = tight
     if isinstance(given, list) and len(given) == 4:
         x, y, w, h = (_number(value) for value in given)
         if x is not None and y is not None and w is not None and h is not None and w > 0 < h:
-            box = (x, y, x + w, y + h)
             pixels, share = BOX_TOLERANCE
-            slack = (pixels + share * w, pixels + share * h) * 2
-            if all(abs(a - b) <= s for a, b, s in zip(box, tight, slack, strict=True)):
-                return box
-    x1, y1, x2, y2 = tight
+            across, down = pixels + share * w, pixels + share * h
+            fits = abs(x - x1) <= across and abs(x + w - x2) <= across
+            if fits and abs(y - y1) <= down and abs(y + h - y2) <= down:
+                return x, y, x + w, y + h
     return float(x1), float(y1), float(x2), float(y2)
 
 
