@@ -203,9 +203,19 @@ def report(
     if panels:
         body.append(_legend(categories))
         body += [_panel(panel, categories) for panel in panels]
-    page = _PAGE.replace("{title}", html.escape(title)).replace("{body}", "\n".join(body))
     with replacing(path) as aside:
-        aside.write_text(page, encoding="utf-8")
+        aside.write_text(page(title, body), encoding="utf-8")
+
+
+def page(title: str, body: Sequence[str]) -> str:
+    """A whole HTML page, light or dark as the reader's system is.
+
+    Args:
+        title: plain text.
+        body: pieces of HTML. ``.panel`` is a card, ``.grid`` in it a row of ``<figure>``s of
+            ``--columns``; ``.legend`` is a line of ``chips``.
+    """
+    return _PAGE.replace("{title}", html.escape(title)).replace("{body}", "\n".join(body))
 
 
 def _pixels(picture: Tensor) -> NDArray[np.uint8]:
@@ -251,7 +261,7 @@ def _write(
     pen.text((x + margin - left, y + margin - top), text, ink, font)
 
 
-def _inline(image: Image.Image, *, exact: bool = False) -> str:
+def inline(image: Image.Image, *, exact: bool = False) -> str:
     """A picture as a data address: PNG if every pixel counts, else JPEG."""
     buffer = io.BytesIO()
     if exact:
@@ -313,16 +323,19 @@ def _figure(value: float) -> str:
     return "-" if math.isnan(value) else f"{100 * value:.1f}"
 
 
+def chips(categories: Sequence[Category]) -> str:
+    """The colour and the name of each class, in HTML."""
+    return "".join(
+        f'<span class="chip"><i style="background:rgb{colour(i)}"></i>'
+        f"{html.escape(category.name)}</span>"
+        for i, category in enumerate(categories)
+    )
+
+
 def _legend(categories: Sequence[Category]) -> str:
-    chips = ""
-    if 1 < len(categories) <= 30:
-        chips = "".join(
-            f'<span class="chip"><i style="background:rgb{colour(i)}"></i>'
-            f"{html.escape(category.name)}</span>"
-            for i, category in enumerate(categories)
-        )
+    known = chips(categories) if 1 < len(categories) <= 30 else ""
     return (
-        f'<section><h2>Pictures</h2><p class="legend">{chips}</p>'
+        f'<section><h2>Pictures</h2><p class="legend">{known}</p>'
         f'<p class="legend"><span class="chip"><i class="line" style="background:{TRUE}"></i>'
         "true outline</span>"
         f'<span class="chip"><i class="line" style="background:{FOUND}"></i>'
@@ -358,12 +371,12 @@ def _panel(panel: Panel, categories: Sequence[Category]) -> str:
         cells.append(
             f"<figure><figcaption>{html.escape(name)}</figcaption>"
             f'<svg viewBox="0 0 {size[1]} {size[0]}" role="img" aria-label="{html.escape(name)}">'
-            f'<image href="{_inline(image)}" width="{size[1]}" height="{size[0]}"/>{marks}</svg>'
+            f'<image href="{inline(image)}" width="{size[1]}" height="{size[0]}"/>{marks}</svg>'
             "</figure>"
         )
     width = band_width(size)
     for number, ((index, matches), (x, y, side)) in enumerate(zip(zooms, crops, strict=True), 1):
-        crop = _inline(plain.crop((x, y, x + side, y + side)), exact=True)
+        crop = inline(plain.crop((x, y, x + side, y + side)), exact=True)
         truth = _cut(true[index], x, y, side)
         labelled = html.escape(_name(panel.label[index], categories))
         cells.append(_zoom(crop, side, None, None, f"{number}: {labelled}"))
