@@ -13,6 +13,7 @@ from PIL import Image
 from brefine import draw
 from brefine.evaluate import evaluate_records
 from brefine.metrics.boundary import boundary_band
+from brefine.metrics.profile import cut
 from brefine.structures import Bitmaps, Category, InputError, Instances
 from samples import blob, dense_rle, random_records, random_set
 
@@ -165,7 +166,7 @@ masks_of_bool = hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, min_si
 @given(masks_of_bool)
 def test_outline_is_every_edge_between_in_and_out(mask):
     edges = set()
-    for x, y, way, length in re.findall(r"M(\d+) (\d+)([hv])(\d+)", draw._outline(mask)):
+    for x, y, way, length in re.findall(r"M(\d+) (\d+)([hv])(\d+)", draw.outline(mask)):
         for step in range(int(length)):
             edge = (int(x) + step, int(y), "h") if way == "h" else (int(x), int(y) + step, "v")
             assert edge not in edges
@@ -201,7 +202,7 @@ def test_crops_lie_in_the_picture_and_on_the_outline(seed):
     assert 0 <= y <= size[0] - side
     assert 1 <= side <= 80
     part = mask[y : y + side, x : x + side]
-    np.testing.assert_array_equal(draw._cut(shape, x, y, side), part)
+    np.testing.assert_array_equal(cut(shape, (x, y, x + side, y + side)), part)
     if not mask.all():
         assert part.any()
         assert not part.all()

@@ -7,7 +7,7 @@ import colorsys
 import html
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from brefine.data.coco import decode
 from brefine.evaluate import Report
 from brefine.files import replacing
 from brefine.metrics.boundary import Mask, band_width, boundary_band, mask_iou
+from brefine.metrics.profile import cut
 from brefine.metrics.tables import COLUMNS, table_cells
 from brefine.parts.masks import to_records
 from brefine.structures import Category, InputError, Instances
@@ -103,14 +104,14 @@ def overlay(
         if record["category_id"] not in label:
             known = "give the table that the results were made with"
             raise InputError(f"category_id {record['category_id']} is not in the table: {known}")
-    pixels = _pixels(picture)
+    pixels = pixels_of(picture)
     width = max(1, round(math.hypot(*size) / 450))
     order = sorted(range(len(objects)), key=lambda i: objects[i].get("score", 1.0))
     colours = [
         colour(i if len(categories) == 1 else label[r["category_id"]])
         for i, r in enumerate(objects)
     ]
-    shapes = _shapes(objects, size)
+    shapes = shapes_of(objects, size)
     for i in order:
         window, (x, y) = shapes[i]
         part = pixels[y : y + window.shape[0], x : x + window.shape[1]]
@@ -201,29 +202,36 @@ def report(
         body.append(f"<section><h2>Settings</h2><dl>{rows}</dl></section>")
     body.append(_results(table))
     if panels:
-        body.append(_legend(categories))
-        body += [_panel(panel, categories) for panel in panels]
+        body.append(f"<section><h2>Pictures</h2>{legend(categories)}</section>")
+        body += [show(panel, categories) for panel in panels]
     with replacing(path) as aside:
         aside.write_text(page(title, body), encoding="utf-8")
 
 
-def page(title: str, body: Sequence[str]) -> str:
+def page(title: str, body: Sequence[str], style: str = "") -> str:
     """A whole HTML page, light or dark as the reader's system is.
 
     Args:
         title: plain text.
         body: pieces of HTML. ``.panel`` is a card, ``.grid`` in it a row of ``<figure>``s of
             ``--columns``; ``.legend`` is a line of ``chips``.
+        style: more of a style sheet.
     """
-    return _PAGE.replace("{title}", html.escape(title)).replace("{body}", "\n".join(body))
+    head, _, tail = _PAGE.replace("{title}", html.escape(title)).partition("{body}")
+    return head.replace("</style>", f"{style}</style>") + "\n".join(body) + tail
 
 
-def _pixels(picture: Tensor) -> NDArray[np.uint8]:
+def pixels_of(picture: Tensor) -> NDArray[np.uint8]:
     """``[H, W, 3]``, a copy."""
     return picture.detach().cpu().permute(1, 2, 0).contiguous().numpy().astype(np.uint8)
 
 
-def _shapes(records: Records, size: tuple[int, int]) -> list[Mask]:
+def shapes_of(records: Records, size: tuple[int, int]) -> list[Mask]:
+    """Masks in windows.
+
+    Raises:
+        InputError: a segmentation is not one of a picture of ``size`` (height, width).
+    """
     shapes: list[Mask] = []
     for i, record in enumerate(records):
         try:
@@ -261,13 +269,13 @@ def _write(
     pen.text((x + margin - left, y + margin - top), text, ink, font)
 
 
-def inline(image: Image.Image, *, exact: bool = False) -> str:
+def inline(image: Image.Image, *, exact: bool = False, widest: int = WIDEST) -> str:
     """A picture as a data address: PNG if every pixel counts, else JPEG."""
     buffer = io.BytesIO()
     if exact:
         image.save(buffer, "PNG", optimize=True)
     else:
-        image.thumbnail((WIDEST, WIDEST), Image.Resampling.LANCZOS)
+        image.thumbnail((widest, widest), Image.Resampling.LANCZOS)
         image.save(buffer, "JPEG", quality=90, subsampling=0)
     kind = "png" if exact else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
@@ -306,7 +314,7 @@ def _classes(table: Mapping[str, Report]) -> str:
     lines = [f"<tr><th>class</th><th>objects</th>{heads}</tr>"]
     for name, values in next(iter(table.values())).per_class.items():
         cells = "".join(
-            f"<td>{_figure(one.per_class[name][kind])}</td>"
+            f"<td>{percent(one.per_class[name][kind])}</td>"
             for kind in kinds
             for one in table.values()
         )
@@ -319,43 +327,50 @@ def _classes(table: Mapping[str, Report]) -> str:
     )
 
 
-def _figure(value: float) -> str:
+def percent(value: float) -> str:
+    """A fraction in percent, ``-`` for NaN."""
     return "-" if math.isnan(value) else f"{100 * value:.1f}"
 
 
-def chips(categories: Sequence[Category]) -> str:
-    """The colour and the name of each class, in HTML."""
+def chips(categories: Sequence[Category], labels: Iterable[int] | None = None) -> str:
+    """The colour and the name of each class in HTML, or of the classes ``labels`` alone."""
     return "".join(
         f'<span class="chip"><i style="background:rgb{colour(i)}"></i>'
-        f"{html.escape(category.name)}</span>"
-        for i, category in enumerate(categories)
+        f"{html.escape(categories[i].name)}</span>"
+        for i in (range(len(categories)) if labels is None else labels)
     )
 
 
-def _legend(categories: Sequence[Category]) -> str:
+def legend(categories: Sequence[Category]) -> str:
+    """What the colours and lines of `show` mean, in HTML."""
     known = chips(categories) if 1 < len(categories) <= 30 else ""
     return (
-        f'<section><h2>Pictures</h2><p class="legend">{known}</p>'
+        f'<p class="legend">{known}</p>'
         f'<p class="legend"><span class="chip"><i class="line" style="background:{TRUE}"></i>'
         "true outline</span>"
         f'<span class="chip"><i class="line" style="background:{FOUND}"></i>'
         "outline found</span>"
         f'<span class="chip"><i style="background:{FOUND};opacity:.45"></i>wrong pixels</span>'
         "<span>The zooms show the largest objects that every method found, where the true "
-        "outline bends most; IoU of the whole mask and of its boundary band below.</span>"
-        "</p></section>"
+        "outline bends most; IoU of the whole mask and of its boundary band below.</span></p>"
     )
 
 
-def _panel(panel: Panel, categories: Sequence[Category]) -> str:
-    """One picture: input, label and methods in a row, zooms of the same columns below."""
+def show(panel: Panel, categories: Sequence[Category], widest: int = WIDEST) -> str:
+    """One picture in HTML: input, label and methods in a row, zooms of the same columns below.
+
+    Args:
+        panel: the picture.
+        categories: the category table.
+        widest: pixels of the longer side in the page.
+    """
     size = (panel.picture.shape[1], panel.picture.shape[2])
-    true = _shapes(panel.label, size)
-    found = {name: _shapes(records, size) for name, records in panel.found.items()}
+    true = shapes_of(panel.label, size)
+    found = {name: shapes_of(records, size) for name, records in panel.found.items()}
     zooms = _choose_zooms(panel, true, found)
     crops = [_choose_crop(true[i], size) for i, _ in zooms]
 
-    plain = Image.fromarray(_pixels(panel.picture))
+    plain = Image.fromarray(pixels_of(panel.picture))
     columns = {"input": plain.copy(), "label": overlay(panel.picture, panel.label, categories)}
     for name, records in panel.found.items():
         columns[name] = overlay(panel.picture, records, categories)
@@ -371,13 +386,14 @@ def _panel(panel: Panel, categories: Sequence[Category]) -> str:
         cells.append(
             f"<figure><figcaption>{html.escape(name)}</figcaption>"
             f'<svg viewBox="0 0 {size[1]} {size[0]}" role="img" aria-label="{html.escape(name)}">'
-            f'<image href="{inline(image)}" width="{size[1]}" height="{size[0]}"/>{marks}</svg>'
-            "</figure>"
+            f'<image href="{inline(image, widest=widest)}" width="{size[1]}" height="{size[0]}"/>'
+            f"{marks}</svg></figure>"
         )
     width = band_width(size)
     for number, ((index, matches), (x, y, side)) in enumerate(zip(zooms, crops, strict=True), 1):
         crop = inline(plain.crop((x, y, x + side, y + side)), exact=True)
-        truth = _cut(true[index], x, y, side)
+        square = x, y, x + side, y + side
+        truth = cut(true[index], square)
         labelled = html.escape(_name(panel.label[index], categories))
         cells.append(_zoom(crop, side, None, None, f"{number}: {labelled}"))
         cells.append(_zoom(crop, side, truth, None, "true outline"))
@@ -386,7 +402,7 @@ def _panel(panel: Panel, categories: Sequence[Category]) -> str:
             whole = mask_iou(shape, true[index])
             bands = [(boundary_band(w, width), corner) for w, corner in (shape, true[index])]
             caption = f"IoU {100 * whole:.1f}, boundary {100 * mask_iou(*bands):.1f}"
-            cells.append(_zoom(crop, side, truth, _cut(shape, x, y, side), caption))
+            cells.append(_zoom(crop, side, truth, cut(shape, square), caption))
     return (
         f"<section class=panel><h3>{html.escape(panel.name)}</h3>"
         f'<div class="grid" style="--columns:{len(columns)}">{"".join(cells)}</div></section>'
@@ -451,19 +467,6 @@ def _sums(values: NDArray[np.float64], side: int) -> NDArray[np.float64]:
     return sums
 
 
-def _cut(shape: Mask, x: int, y: int, side: int) -> NDArray[np.bool_]:
-    """A mask inside a square of the picture, ``[side, side]``."""
-    window, (left, top) = shape
-    result = np.zeros((side, side), dtype=bool)
-    x1, y1 = max(x, left), max(y, top)
-    x2, y2 = min(x + side, left + window.shape[1]), min(y + side, top + window.shape[0])
-    if x1 < x2 and y1 < y2:
-        result[y1 - y : y2 - y, x1 - x : x2 - x] = window[
-            y1 - top : y2 - top, x1 - left : x2 - left
-        ]
-    return result
-
-
 def _zoom(
     crop: str,
     side: int,
@@ -476,17 +479,17 @@ def _zoom(
     if true is not None and found is not None:
         parts.append(f'<path class="wrong" d="{_squares(true ^ found)}"/>')
     if true is not None:
-        parts.append(f'<path class="dark" d="{_outline(true)}"/>')
-        parts.append(f'<path class="true" d="{_outline(true)}"/>')
+        parts.append(f'<path class="dark" d="{outline(true)}"/>')
+        parts.append(f'<path class="true" d="{outline(true)}"/>')
     if found is not None:
-        parts.append(f'<path class="found" d="{_outline(found)}"/>')
+        parts.append(f'<path class="found" d="{outline(found)}"/>')
     return (
         f'<figure class="zoom"><svg viewBox="0 0 {side} {side}">{"".join(parts)}</svg>'
         f"<figcaption>{caption}</figcaption></figure>"
     )
 
 
-def _outline(mask: NDArray[np.bool_]) -> str:
+def outline(mask: NDArray[np.bool_]) -> str:
     """SVG path along the edges between pixels in and out of a mask, not along the crop's own."""
     path = []
     for y, row in enumerate(mask[1:] != mask[:-1], 1):
