@@ -109,13 +109,23 @@ def test_results_file_scores_like_the_model(
     )
     assert code == 0, err
     code, text, err = run(
-        "evaluate", tiny_model, "--records", out / "predictions.json", "--data", data,
+        "evaluate", tiny_model, out / "predictions.json", "--data", data,
         "--boxes", "detected", "--out", tmp_path / "r.json",
     )  # fmt: skip
     assert code == 0, err
     model, file = json.loads((tmp_path / "r.json").read_text()).values()
     assert model == file
     assert "IoU" not in text
+    for kind in ("mask", "boundary", "box"):
+        assert text.count(f"\n{kind} ") == 2
+    code, text, err = run(
+        "evaluate", out / "predictions.json", "--data", data, "--limit", 2,
+        "--out", tmp_path / "few.json",
+    )  # fmt: skip
+    assert code == 0, err
+    (few,) = json.loads((tmp_path / "few.json").read_text()).values()
+    objects = [sum(c["objects"] for c in x["per_class"].values()) for x in (few, file)]
+    assert 0 < objects[0] < objects[1]
 
 
 def test_evaluate_in_true_boxes_alone(run: Run, toy_set: Path, tiny_model: Path) -> None:
@@ -272,7 +282,7 @@ MISTAKES: list[tuple[Sequence[str], Sequence[str]]] = [
     (["train", "good.yaml", "--out", "toy"], ["toy"]),
     (["train", "good.yaml", "--out", "ok.png"], ["ok.png"]),
     (["evaluate", "model"], ["--data"]),
-    (["evaluate", "--data", "toy/val.json"], ["give a MODEL folder, or --records"]),
+    (["evaluate", "--data", "toy/val.json"], ["MODEL"]),
     (["evaluate", "none", "--data", "toy/val.json"], ["none: no such model folder"]),
     (["evaluate", "folder", "--data", "toy/val.json"], ["folder: has no model.safetensors"]),
     (["evaluate", "model", "--data", "none.json"], ["none.json"]),
@@ -280,10 +290,18 @@ MISTAKES: list[tuple[Sequence[str], Sequence[str]]] = [
     (["evaluate", "model", "--data", "toy/gone.json"], ["gone", "no such picture"]),
     (["evaluate", "model", "--data", "toy/val.json", "--boxes", "some"], ["some"]),
     (["evaluate", "model", "--data", "toy/val.json", "--limit", "0"], ["--limit"]),
-    (["evaluate", "--records", "none.json", "--data", "toy/val.json"], ["none.json: No such file"]),
-    (["evaluate", "--records", "results.json", "--data", "toy/val.json"], ["results.json"]),
-    (["evaluate", "--records", "photo.jpg", "--data", "toy/val.json"], ["photo.jpg: no json"]),
-    (["evaluate", "--records", "records.json", "--data", "toy/val.json"], ["records.json", "key"]),
+    (["evaluate", "none.json", "--data", "toy/val.json"], ["none.json: No such file"]),
+    (["evaluate", "results.json", "--data", "toy/val.json"], ["results.json"]),
+    (["evaluate", "photo.jpg", "--data", "toy/val.json"], ["photo.jpg: no COCO results"]),
+    (
+        ["evaluate", "records.json", "--data", "toy/val.json", "--boxes", "ground-truth"],
+        ["records.json: results have no masks for true boxes"],
+    ),
+    (
+        ["evaluate", "records.json", "--data", "toy/val.json", "--official"],
+        ["toy/val.json: not Cityscapes"],
+    ),
+    (["evaluate", "records.json", "--data", "toy/val.json"], ["records.json", "key"]),
     (["predict", "model"], ["Missing argument"]),
     (["predict", "none", "ok.png"], ["none: no such model folder"]),
     (["predict", "model", "none.png"], ["none.png: no such picture"]),

@@ -3,6 +3,8 @@ import io
 import json
 import math
 import tracemalloc
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -114,7 +116,8 @@ def agree(dataset, records, kinds=("box", "mask", "boundary")):
 def scene(*objects, size=SIZE, categories=("a", "b"), pictures=1):
     """A set of (picture, label, mask, crowd) tuples."""
     names = [Category(10 * i + 5, name) for i, name in enumerate(categories)]
-    return FakeSet(names, [FakePicture(i, None, size) for i in range(pictures)], list(objects))
+    files = [FakePicture(i, Path(f"{i}.png"), size) for i in range(pictures)]
+    return FakeSet(names, files, list(objects))
 
 
 # --- average precision ---------------------------------------------------------------------------
@@ -393,14 +396,15 @@ class Perfect:
             target.size, target.boxes + move, target.labels, torch.ones(len(target)), logits=logits
         )
 
-    def records(self, picture, image_id, *, threshold=None):
+    def __call__(self, picture, *, threshold=None):
         assert threshold == 0
-        index = [p.id for p in self.dataset.pictures].index(image_id)
-        return [
-            detect(self.dataset, m, 0.9, label, index)
-            for i, label, m, crowd in self.dataset.objects
-            if i == index and not crowd
-        ]
+        index = [p.file for p in self.dataset.pictures].index(picture)
+        found = self.dataset.target(index)
+        rows = torch.tensor([self.categories.index(c) for c in self.dataset.categories])
+        return replace(found, labels=rows[found.labels], scores=torch.full((len(found),), 0.9))
+
+    def both(self, picture, target):
+        return self(picture, threshold=0), self.given(picture, target)
 
 
 def three_sizes():
@@ -469,9 +473,14 @@ def test_model_may_know_more_classes_in_another_order():
     dataset = scene((0, 0, mask, False), (0, 1, disc(20, 20, 9), False))
     predictor = Perfect(dataset)
     predictor.categories = [Category(99, "z"), dataset.categories[1], dataset.categories[0]]
-    stray = detect(dataset, mask, 0.99) | {"category_id": 99}
-    plain = predictor.records
-    predictor.records = lambda *args, **options: [stray, *plain(*args, **options)]
+    seen = predictor.both
+
+    def with_stray(picture, target):
+        found, filled = seen(picture, target)
+        twice = found[torch.tensor([0, 0, 1])]
+        return replace(twice, labels=torch.tensor([0, 2, 1])), filled
+
+    predictor.both = with_stray
     report = ev.evaluate(predictor, dataset, progress=False)
     assert report.values["mask/AP"] == 1
     assert predictor.labels == [2, 1]
@@ -603,11 +612,46 @@ def test_table_fits_a_terminal(width):
     (first,) = (line for line in lines if line.startswith("[Mask] R-CNN"))
     (second,) = (line for line in lines if line.startswith("BRefine"))
     assert len(second.split()) == 11
-    figures = [100 * rows["BRefine"].values[k] for k in tables.COLUMNS if k != "mask/AP_L"]
+    values = rows["BRefine"].values
+    figures = [100 * values[k] for k in tables.COLUMNS if k in values and k != "mask/AP_L"]
     assert [w for w in second.split()[1:] if w != "-"] == [f"{v:.1f}" for v in figures]
     assert second.split()[6] == "-"  # no large objects
-    assert first.split()[-2:] == ["-", "-"]
+    assert len(first.split()) == 10  # the masks in true boxes were not measured: blank
+    assert lines[-1] == "- : no such object in the set"
     assert "…" not in console.file.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_every_figure_is_printed_for_every_kind(width):
+    report = two_reports()["BRefine"]
+    console = Console(file=io.StringIO(), width=width, force_terminal=False)
+    tables.print_kinds({"one": report}, console)
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    order = ("AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L")
+    order += ("AR1", "AR10", "AR100", "AR_S", "AR_M", "AR_L")
+    assert lines[0].split() == ["AP", "AP", "AP", "AR", "AR", "AR"]
+    for kind in ("mask", "boundary", "box"):
+        (line,) = (line for line in lines if line.startswith(kind))
+        values = [100 * report.values[f"{kind}/{figure}"] for figure in order]
+        assert line.split()[1:] == ["-" if math.isnan(v) else f"{v:.1f}" for v in values]
+    assert lines[-1] == tables.NONE
+    assert lines[-2].startswith("box")
+    tables.print_kinds(two_reports(), console)
+    assert "[Mask] R-CNN" in console.file.getvalue()
+    assert console.file.getvalue().count("\nboundary") == 3
+
+
+def test_a_table_without_dashes_explains_none():
+    dataset, masks = three_sizes()
+    dataset.categories = dataset.categories[:1]
+    report = ev.evaluate_records([detect(dataset, mask, 0.5) for mask in masks], dataset)
+    assert not any(math.isnan(value) for value in report.values.values())
+    console = Console(file=io.StringIO(), width=100, force_terminal=False)
+    tables.print_table({"one": report}, console)
+    tables.print_kinds({"one": report}, console)
+    tables.print_classes({"one": ev.evaluate_records([], dataset)}, console)
+    assert tables.NONE not in console.file.getvalue()
 
 
 def test_class_table_has_all_methods():

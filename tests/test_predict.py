@@ -35,7 +35,12 @@ class Oracle(nn.Module):
     def loss(self, images: Images, targets: Sequence[Instances]) -> dict[str, Tensor]:
         raise AssertionError("prediction must not train")
 
-    def predict(self, images: Images, given: Sequence[Instances] | None = None) -> list[Instances]:
+    def features(self, images: Images) -> None:
+        return None
+
+    def predict(
+        self, images: Images, given: Sequence[Instances] | None = None, *, features: None = None
+    ) -> list[Instances]:
         assert not self.training
         assert torch.is_inference_mode_enabled()
         self.seen.append(images)
@@ -167,6 +172,25 @@ def test_given_boxes_agree_with_detection(tiny_model: Path) -> None:
     assert found.logits is not None
     assert again.logits is not None
     torch.testing.assert_close(again.logits, found.logits, rtol=1e-3, atol=1e-4)
+
+
+def test_both_is_detecting_and_filling_with_one_pass_of_the_trunk(
+    toy_set: Path, tiny_model: Path
+) -> None:
+    predictor = Predictor.load(tiny_model, "cpu")
+    dataset = CocoSet(toy_set / "val.json")
+    passes = []
+    predictor.model.trunk.register_forward_hook(lambda *_: passes.append(1))
+    for index, picture in enumerate(dataset.pictures):
+        target = dataset.target(index)
+        expected = predictor(picture.file, threshold=0), predictor.given(picture.file, target)
+        passes.clear()
+        both = predictor.both(picture.file, target)
+        assert len(passes) == 1
+        for mine, theirs in zip(both, expected, strict=True):
+            assert mine.size == theirs.size
+            for name in ("boxes", "labels", "scores", "logits"):
+                torch.testing.assert_close(getattr(mine, name), getattr(theirs, name))
 
 
 def test_records_are_coco_results() -> None:

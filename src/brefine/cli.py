@@ -13,15 +13,12 @@ import sys
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from brefine import __version__
 from brefine.data.commands import ImagesFolder, data_app
-
-if TYPE_CHECKING:
-    from brefine.evaluate import Report
 
 app = typer.Typer(
     help="Instance segmentation with crisp boundaries: BRefine and the Mask R-CNN family.",
@@ -87,18 +84,21 @@ def train(
 
 @app.command()
 def evaluate(
-    data: Annotated[Path, typer.Option(help="The labels: COCO json or another format.")],
     models: Annotated[
-        list[Path] | None, typer.Argument(metavar="[MODEL]...", help="Model folders to compare.")
-    ] = None,
+        list[Path],
+        typer.Argument(
+            metavar="MODEL...", help="Model folders, and COCO results (json) of any system."
+        ),
+    ],
+    data: Annotated[Path, typer.Option(help="The labels: COCO json or another format.")],
     images: ImagesFolder = None,
-    records: Annotated[
-        list[Path] | None, typer.Option(help="COCO results (json) of any system, as one more row.")
-    ] = None,
     boxes: Annotated[
         Boxes, typer.Option(help="AP of what the model detects, masks in true boxes, or both.")
     ] = Boxes.BOTH,
     boundary: Annotated[bool, typer.Option(help="Boundary AP, too.")] = True,
+    official: Annotated[
+        bool, typer.Option("--official", help="The official score of Cityscapes, too.")
+    ] = False,
     classes: Annotated[bool, typer.Option("--classes", help="A table by class, too.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write every figure to this json.")] = None,
@@ -106,66 +106,25 @@ def evaluate(
     """Box, mask and Boundary AP, and mask quality in true boxes, one row a model."""
     from rich.console import Console
 
-    from brefine.metrics.tables import print_classes, print_table
+    from brefine.data.read import read
+    from brefine.evaluate import evaluate_paths
+    from brefine.metrics.tables import print_classes, print_kinds, print_table
 
-    kinds = {"detected": boxes != Boxes.TRUTH, "given_boxes": boxes != Boxes.DETECTED}
-    rows = _compare(models or [], records or [], data, images, boundary, limit, **kinds)
+    rows = evaluate_paths(
+        models,
+        read(data, images),
+        detected=boxes != Boxes.TRUTH,
+        given_boxes=boxes != Boxes.DETECTED,
+        boundary=boundary,
+        official=official,
+        limit=limit,
+    )
     if out:
         _write_json(out, {name: report.as_dict() for name, report in rows.items()})
     print_table(rows, Console())
+    print_kinds(rows, Console())
     if classes:
         print_classes(rows, Console())
-
-
-def _compare(
-    models: Sequence[Path],
-    records: Sequence[Path],
-    data: Path,
-    images: Path | None,
-    boundary: bool,
-    limit: int | None,
-    *,
-    detected: bool,
-    given_boxes: bool,
-) -> dict[str, Report]:
-    """A report for every model folder and results file."""
-    from brefine.data.read import read
-    from brefine.evaluate import Report, evaluate, evaluate_records, mask_quality
-    from brefine.predict import Predictor
-    from brefine.structures import InputError
-
-    if not models and not records:
-        raise typer.BadParameter("give a MODEL folder, or --records")
-    dataset = read(data, images)
-    found = [_read_records(file) for file in records]
-    predictors = [Predictor.load(folder) for folder in models]
-    rows: dict[str, Report] = {}
-    for folder, predictor in zip(models, predictors, strict=True):
-        if detected:
-            options = {"given_boxes": given_boxes, "boundary": boundary}
-            rows[str(folder)] = evaluate(predictor, dataset, limit=limit, **options)
-        else:
-            values = mask_quality(predictor, dataset, limit=limit)
-            rows[str(folder)] = Report(values, {}, [], [])
-    for file, entries in zip(records, found, strict=True):
-        try:
-            rows[str(file)] = evaluate_records(entries, dataset, boundary=boundary, progress=True)
-        except InputError as error:
-            raise InputError(f"{file}: {error}") from None
-    return rows
-
-
-def _read_records(file: Path) -> list[dict[str, Any]]:
-    """COCO results from a json file."""
-    from brefine.structures import InputError
-
-    try:
-        records = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise InputError(f"{file}: no json: {error}") from None
-    if not isinstance(records, list) or not all(isinstance(entry, dict) for entry in records):
-        raise InputError(f"{file}: COCO results are a list of objects, this is something else")
-    return records
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -23,7 +23,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,14 +33,20 @@ import numpy as np
 from brefine.data.coco import CocoSet
 from brefine.data.lvis import FREQUENCIES
 from brefine.files import replacing
+from brefine.metrics import cityscapes
 from brefine.metrics.average_precision import MOST, MOST_FEDERATED, Tally, figures
-from brefine.metrics.mask_quality import Quality, asked_for, measure, summarise
+from brefine.metrics.mask_quality import Quality, ask, measure, rows_of, summarise
 from brefine.metrics.overlaps import KINDS, Overlaps, compare
+from brefine.metrics.shards import gather, is_first, share
+from brefine.parts.masks import to_records
 from brefine.progress import track
-from brefine.structures import Category
+from brefine.structures import Category, InputError
 
 if TYPE_CHECKING:
     from brefine.predict import Predictor
+
+#: of one picture: COCO results, and how good the masks in true boxes are
+Seen = tuple[list[dict[str, Any]], list[Quality]]
 
 
 @dataclass(frozen=True)
@@ -115,25 +121,33 @@ def evaluate(
         progress: show a bar with an ETA on stderr.
         limit: only the first so many pictures.
 
-    Detections of classes that the data set does not know are left out.
+    Detections of classes that the data set does not know are left out. Under torch.distributed
+    every process must call this: each looks at its share of the pictures, and all get the report
+    that one process would have got.
 
     Raises:
         InputError: the model does not know a class of the data set, or a picture cannot be
             read or is not of the size its label says.
     """
+    rows = rows_of(dataset, predictor)
     known = {category.id for category in dataset.categories}
-    records: list[dict[str, Any]] = []
-    qualities: list[Quality] = []
-    for index in _pictures(dataset, limit, "evaluate" if progress else None):
+
+    def look(index: int) -> Seen:
         picture = dataset.pictures[index]
-        asked = asked_for(predictor, dataset, index)
-        found = predictor.records(picture.file, picture.id, threshold=0.0)
-        records += [record for record in found if record["category_id"] in known]
-        if given_boxes and len(asked):
-            qualities += measure(predictor.given(picture.file, asked), asked)
-    report = _score(records, dataset, boundary=boundary, progress=progress, limit=limit)
+        asked = ask(dataset.target(index), rows) if given_boxes else None
+        if asked:
+            found, filled = predictor.both(picture.file, asked)
+        else:
+            found = predictor(picture.file, threshold=0.0)
+        records = to_records(found, picture.id, predictor.categories, found.size)
+        records = [record for record in records if record["category_id"] in known]
+        return records, measure(filled, asked) if asked else []
+
+    seen = _run(look, dataset, limit, "evaluate" if progress else None)
+    found = [record for records, _ in seen for record in records]
+    report = _score(found, dataset, boundary=boundary, progress=progress, limit=limit)
     if given_boxes:
-        report.values.update(summarise(qualities))
+        report.values.update(summarise([one for _, objects in seen for one in objects]))
     return report
 
 
@@ -143,6 +157,7 @@ def evaluate_records(
     *,
     boundary: bool = True,
     progress: bool = False,
+    limit: int | None = None,
 ) -> Report:
     """Score COCO results, of this or any other system.
 
@@ -152,11 +167,12 @@ def evaluate_records(
         dataset: pictures and labels.
         boundary: also compute Boundary AP.
         progress: show a bar with an ETA on stderr.
+        limit: only the first so many pictures.
 
     Raises:
         InputError: a record is not right; names its number and the key.
     """
-    return _score(records, dataset, boundary=boundary, progress=progress, limit=None)
+    return _score(records, dataset, boundary=boundary, progress=progress, limit=limit)
 
 
 def mask_quality(
@@ -178,17 +194,100 @@ def mask_quality(
     Raises:
         InputError: as in `evaluate`.
     """
-    qualities: list[Quality] = []
-    for index in _pictures(dataset, limit, "masks in true boxes" if progress else None):
-        asked = asked_for(predictor, dataset, index)
-        if len(asked):
-            qualities += measure(predictor.given(dataset.pictures[index].file, asked), asked)
-    return summarise(qualities)
+    rows = rows_of(dataset, predictor)
+
+    def look(index: int) -> Seen:
+        asked = ask(dataset.target(index), rows)
+        if not asked:
+            return [], []
+        return [], measure(predictor.given(dataset.pictures[index].file, asked), asked)
+
+    seen = _run(look, dataset, limit, "masks in true boxes" if progress else None)
+    return summarise([one for _, objects in seen for one in objects])
 
 
-def _pictures(dataset: CocoSet, limit: int | None, title: str | None) -> Iterable[int]:
-    count = len(dataset) if limit is None else min(limit, len(dataset))
-    return track(range(count), title, count) if title and count else range(count)
+def evaluate_paths(
+    paths: Sequence[Path],
+    dataset: CocoSet,
+    *,
+    detected: bool = True,
+    given_boxes: bool = True,
+    boundary: bool = True,
+    official: bool = False,
+    limit: int | None = None,
+) -> dict[str, Report]:
+    """A report for each model folder and each file of COCO results (json), by its path.
+
+    Args:
+        paths: folders and files.
+        dataset: pictures and labels.
+        detected: average precision.
+        given_boxes: of models, also the quality of the masks in true boxes.
+        boundary: also compute Boundary AP.
+        official: also compute the official score of Cityscapes.
+        limit: only the first so many pictures.
+
+    Raises:
+        InputError: no model, no results, or as in `evaluate` and `evaluate_records`. What cannot
+            be read is told before anything is computed.
+    """
+    from brefine.predict import Predictor
+
+    opened = {str(path): _open(path) for path in paths}
+    labels = cityscapes.find_labels(dataset, limit) if official and detected else []
+    reports = {}
+    for name, source in opened.items():
+        if isinstance(source, Predictor) and detected:
+            reports[name] = evaluate(
+                source, dataset, given_boxes=given_boxes, boundary=boundary, limit=limit
+            )
+        elif isinstance(source, Predictor):
+            reports[name] = Report(mask_quality(source, dataset, limit=limit), {}, [], [])
+        elif not detected:
+            raise InputError(f"{name}: results have no masks for true boxes: name a model folder")
+        else:
+            try:
+                reports[name] = evaluate_records(
+                    source, dataset, boundary=boundary, progress=True, limit=limit
+                )
+            except InputError as error:
+                raise InputError(f"{name}: {error}") from None
+        if labels:
+            scores = cityscapes.score(reports[name].records, dataset, labels)
+            reports[name].values.update(scores.pop(""))
+            for label, of_class in scores.items():
+                reports[name].per_class[label].update(of_class)
+    return reports
+
+
+def _open(path: Path) -> Predictor | list[dict[str, Any]]:
+    """A model folder, or the COCO results in a file."""
+    from brefine.predict import Predictor
+
+    if path.suffix.lower() != ".json" and not path.is_file():
+        return Predictor.load(path)
+    try:
+        records = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: no COCO results, which are a json: {error}") from None
+    if not isinstance(records, list) or not all(isinstance(entry, dict) for entry in records):
+        raise InputError(f"{path}: COCO results are a list of objects, this is something else")
+    return records
+
+
+def _run(
+    look: Callable[[int], Seen], dataset: CocoSet, limit: int | None, title: str | None
+) -> list[Seen]:
+    """What there is to see in each picture, in order; processes share the work."""
+    mine = share(range(len(dataset))[:limit])
+    steps = track(mine, title, len(mine)) if title and mine and is_first() else mine
+    seen, fault = {}, None
+    try:
+        for index in steps:
+            seen[index] = look(index)
+    except InputError as error:
+        fault = error
+    return list(gather(seen, fault).values())
 
 
 def _score(
@@ -205,7 +304,8 @@ def _score(
     tally = Tally(len(dataset.categories), kinds, MOST_FEDERATED if federated else MOST)
     frequency = np.array(federated.frequency if federated else [])
     hits: list[list[tuple[float, bool]]] = [[] for _ in dataset.categories]
-    for overlaps in compare(given, dataset, kinds=kinds, limit=limit, progress=progress):
+    shown = progress and is_first()
+    for overlaps in compare(given, dataset, kinds=kinds, limit=limit, progress=shown):
         tally.add(overlaps)
         _add_hits(hits, overlaps)
 

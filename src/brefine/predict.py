@@ -104,15 +104,8 @@ class Predictor:
         Raises:
             InputError: no picture, or an array of another shape or type.
         """
-        pixels = as_pixels(picture)
-        height, width = pixels.shape[1:]
-        small, _ = resize(pixels, None, self.short_side, self.long_side)
-        found = self.model.predict(Images.stack([small]).to(self.device))[0].to("cpu")
-        found = _scale(found, (height, width))
-        found = replace(found, boxes=clip(found.boxes, torch.tensor([height, width])))
-        limits = self.thresholds if threshold is None else [threshold] * len(self.categories)
-        assert found.scores is not None
-        return found[found.scores >= torch.tensor(limits)[found.labels]]
+        images, size = self._resize(picture)
+        return self._detect(images, size, threshold)
 
     @torch.inference_mode()
     def given(self, picture: Picture, target: Instances) -> Instances:
@@ -125,11 +118,41 @@ class Predictor:
         Returns:
             ``target``'s boxes and labels with ``logits [N, S, S]``; scores are 1.
         """
+        images, _ = self._resize(picture)
+        return self._fill(images, target)
+
+    @torch.inference_mode()
+    def both(self, picture: Picture, target: Instances) -> tuple[Instances, Instances]:
+        """All that the model detects, and masks for known boxes, from one pass of the trunk.
+
+        Returns:
+            The same as ``self(picture, threshold=0)`` and ``self.given(picture, target)``.
+        """
+        images, size = self._resize(picture)
+        features = self.model.features(images)
+        found = self._detect(images, size, 0.0, features)
+        return found, self._fill(images, target, features)
+
+    def _resize(self, picture: Picture) -> tuple[Images, tuple[int, int]]:
+        """The picture as the model takes it, and its own (height, width)."""
         pixels = as_pixels(picture)
         small, _ = resize(pixels, None, self.short_side, self.long_side)
-        images = Images.stack([small]).to(self.device)
-        asked = _scale(replace(target, masks=None), (small.shape[1], small.shape[2]))
-        found = self.model.predict(images, [asked.to(self.device)])[0].to("cpu")
+        return Images.stack([small]).to(self.device), (pixels.shape[1], pixels.shape[2])
+
+    def _detect(
+        self, images: Images, size: tuple[int, int], threshold: float | None, features: Any = None
+    ) -> Instances:
+        found = self.model.predict(images, features=features)[0].to("cpu")
+        found = _scale(found, size)
+        found = replace(found, boxes=clip(found.boxes, torch.tensor(size)))
+        limits = self.thresholds if threshold is None else [threshold] * len(self.categories)
+        assert found.scores is not None
+        return found[found.scores >= torch.tensor(limits)[found.labels]]
+
+    def _fill(self, images: Images, target: Instances, features: Any = None) -> Instances:
+        height, width = images.sizes[0].tolist()
+        asked = _scale(replace(target, masks=None), (height, width)).to(self.device)
+        found = self.model.predict(images, [asked], features=features)[0].to("cpu")
         scores = torch.ones(len(target))
         return replace(target, scores=scores, masks=None, logits=found.logits)
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -206,12 +206,23 @@ class Segmenter(Protocol):
         """
         ...
 
-    def predict(self, images: Images, given: Sequence[Instances] | None = None) -> list[Instances]:
+    def features(self, images: Images) -> Any:
+        """What `predict` works out of a batch first, to predict from it more than once."""
+        ...
+
+    def predict(
+        self,
+        images: Images,
+        given: Sequence[Instances] | None = None,
+        *,
+        features: Any = None,
+    ) -> list[Instances]:
         """Objects of each picture, best score first, in pixels of the picture given.
 
         Args:
             images: the batch.
             given: one Instances a picture; masks are then predicted for *these* boxes and
                 labels and nothing is detected (mask quality given ground-truth boxes).
+            features: of this batch, by `features`, if they are there already.
         """
         ...

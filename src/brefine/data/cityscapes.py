@@ -40,7 +40,7 @@ CATEGORIES = {n: NAMES[n] for n in WITH_OBJECTS if NAMES[n] not in ("caravan", "
 
 def recognise(path: Path) -> bool:
     """Whether a folder is one of Cityscapes: its root, ``gtFine``, or a split in there."""
-    return _root_of(path) is not None
+    return root_of(path) is not None
 
 
 def read(
@@ -119,7 +119,7 @@ def read(
     }
 
 
-def _root_of(path: Path) -> tuple[Path, str | None] | None:
+def root_of(path: Path) -> tuple[Path, str | None] | None:
     """The folder that holds both folders, and the split that ``path`` names."""
     if any((path / name).is_dir() for name in (LABELS, PICTURES)):
         return path, None
@@ -137,7 +137,7 @@ def _find_folders(path: Path, images: Path | None, split: str) -> tuple[Path, Pa
     Raises:
         InputError: one is not there.
     """
-    found = _root_of(path)
+    found = root_of(path)
     if found is None:
         raise InputError(f"{path}: holds no folders {PICTURES} and {LABELS}")
     root, named = found

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from brefine.data.coco import CocoSet
 from brefine.metrics.boundary import band_width, boundary_band, mask_iou
@@ -23,11 +24,11 @@ if TYPE_CHECKING:
 Quality = tuple[int, float, float]
 
 
-def asked_for(predictor: Predictor, dataset: CocoSet, index: int) -> Instances:
-    """The labels of a picture in the numbers of the model's table.
+def rows_of(dataset: CocoSet, predictor: Predictor) -> Tensor:
+    """The row in the model's table of each class of a data set, ``[K]`` int64.
 
     Raises:
-        InputError: the model does not know a class of the data set.
+        InputError: the model does not know a class.
     """
     rows = {category: i for i, category in enumerate(predictor.categories)}
     for category in dataset.categories:
@@ -36,9 +37,12 @@ def asked_for(predictor: Predictor, dataset: CocoSet, index: int) -> Instances:
                 f"{dataset.path}: category {category.id} ({category.name}) is not in the "
                 "model's table: evaluate with the categories that it was trained for"
             )
-    target = dataset.target(index)
-    table = torch.tensor([rows[c] for c in dataset.categories], dtype=torch.int64)
-    return replace(target, labels=table[target.labels])
+    return torch.tensor([rows[c] for c in dataset.categories], dtype=torch.int64)
+
+
+def ask(target: Instances, rows: Tensor) -> Instances | None:
+    """The labels of a picture in the model's numbers; None where there is no object."""
+    return replace(target, labels=rows[target.labels]) if len(target) else None
 
 
 def measure(found: Instances, target: Instances) -> list[Quality]:

@@ -196,15 +196,15 @@ def compare(
         InputError: a record is not right; names its number and the key.
     """
     pictures, federated = dataset.pictures[:limit], dataset.federated
-    number = {picture.id: i for i, picture in enumerate(pictures)}
+    number = {picture.id: i for i, picture in enumerate(dataset.pictures)}
     table = {category.id: i for i, category in enumerate(dataset.categories)}
     found: dict[int, list[int]] = defaultdict(list)
     for i, record in enumerate(records):
         found[_picture(record, i, number)].append(i)
 
-    order = sorted(number, key=lambda name: (isinstance(name, str), name))
-    steps: Iterable[int] = [number[name] for name in order]
-    for i in track(steps, "score", len(order)) if progress and order else steps:
+    names = sorted((p.id for p in pictures), key=lambda name: (isinstance(name, str), name))
+    steps: Iterable[int] = [number[name] for name in names]
+    for i in track(steps, "score", len(names)) if progress and names else steps:
         size = pictures[i].size
         detections = _Objects.found([(j, records[j]) for j in found[i]], table, size)
         truths = _Objects.labelled(dataset.annotations(i), table, size)

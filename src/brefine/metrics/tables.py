@@ -22,15 +22,25 @@ COLUMNS = {
     "mask/AP_S": "AP small",
     "mask/AP_M": "AP medium",
     "mask/AP_L": "AP large",
+    "mask/AP_r": "AP rare",
+    "mask/AP_c": "AP common",
+    "mask/AP_f": "AP freq.",
     "boundary/AP": "boundary AP",
     "box/AP": "box AP",
     "given_boxes/mask_iou": "mask IoU, true boxes",
     "given_boxes/boundary_iou": "boundary IoU, true boxes",
+    "cityscapes/AP": "official AP",
+    "cityscapes/AP50": "official AP50",
 }
+#: what a dash in a table means
+NONE = "- : no such object in the set"
 
 
 def print_table(rows: Mapping[str, Report], console: Console) -> None:
-    """Print reports, one row a method, in percent; the best of each column is bold."""
+    """Print reports, one row a method, in percent; the best of each column is bold.
+
+    A dash is a figure for which there is no object; what was not measured is blank.
+    """
     keys, cells = table_cells(rows)
     # Fits 80 columns: heads broken at every space, no more than one space between columns.
     padding = (0, 1, 0, 0) if console.width >= 100 else 0
@@ -42,16 +52,42 @@ def print_table(rows: Mapping[str, Report], console: Console) -> None:
         marked = (f"[bold]{text}[/]" if best else text for text, best in row)
         table.add_row(Text(name), *marked)
     console.print(table)
+    if any(text == "-" for row in cells.values() for text, _ in row):
+        console.print(NONE)
+
+
+def print_kinds(rows: Mapping[str, Report], console: Console) -> None:
+    """Print every figure of average precision and recall, in percent: a table for each report."""
+    dash = False
+    for name, report in rows.items():
+        kinds = [kind for kind in ("mask", "boundary", "box") if f"{kind}/AP" in report.values]
+        keys = [key for key in report.values if kinds and key.startswith(f"{kinds[0]}/")]
+        figures = sorted((key.split("/")[1] for key in keys), key=lambda figure: figure[:2])
+        title = Text(name) if len(rows) > 1 else None
+        padding = (0, 1, 0, 0) if console.width >= 100 else 0
+        table = Table(
+            box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=padding, title=title
+        )
+        table.add_column("percent")
+        for figure in figures:
+            table.add_column(figure.replace("_", "\n"), justify="right", no_wrap=True)
+        for kind in kinds:
+            cells = [_percent(report.values[f"{kind}/{figure}"]) for figure in figures]
+            table.add_row(kind, *cells)
+            dash |= "-" in cells
+        if kinds:
+            console.print(table)
+    if dash:
+        console.print(NONE)
 
 
 def print_classes(rows: Mapping[str, Report], console: Console) -> None:
-    """Print mask, boundary and box AP of every class, in percent, a column for each method."""
+    """Print the AP of every class, in percent, a column for each kind and method."""
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("percent", overflow="fold")
     table.add_column("objects", justify="right", no_wrap=True)
-    kinds = [
-        k for k in ("mask/AP", "boundary/AP", "box/AP") if any(k in r.values for r in rows.values())
-    ]
+    wanted = ("mask/AP", "boundary/AP", "box/AP", "cityscapes/AP", "cityscapes/AP50")
+    kinds = [key for key in wanted if any(key in report.values for report in rows.values())]
     for kind in kinds:
         for name in rows:
             table.add_column(
@@ -59,11 +95,14 @@ def print_classes(rows: Mapping[str, Report], console: Console) -> None:
                 justify="right",
                 overflow="fold",
             )
-    first = next(iter(rows.values()), None)
+    first, dash = next(iter(rows.values()), None), False
     for name, values in first.per_class.items() if first else ():
-        cells = [_percent(rows[m].per_class[name].get(k)) for k in kinds for m in rows]
+        cells = [_percent(rows[m].per_class.get(name, {}).get(k)) for k in kinds for m in rows]
         table.add_row(Text(name), f"{values['objects']:.0f}", *cells)
+        dash |= "-" in cells
     console.print(table)
+    if dash:
+        console.print(NONE)
 
 
 def markdown(rows: Mapping[str, Report]) -> str:
@@ -88,7 +127,7 @@ def table_cells(
     cells: dict[str, list[tuple[str, bool]]] = {name: [] for name in rows}
     for i in range(len(keys)):
         column = [row[i] for row in texts.values()]
-        figures = [float(text) for text in column if text != "-"]
+        figures = [float(text) for text in column if text not in ("", "-")]
         best = f"{max(figures):.1f}" if len(set(figures)) > 1 else None
         for name, text in zip(texts, column, strict=True):
             cells[name].append((text, text == best))
@@ -96,4 +135,7 @@ def table_cells(
 
 
 def _percent(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{100 * value:.1f}"
+    """Nothing for what was not measured, a dash where there is no object."""
+    if value is None:
+        return ""
+    return "-" if math.isnan(value) else f"{100 * value:.1f}"

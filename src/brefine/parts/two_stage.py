@@ -195,14 +195,26 @@ class TwoStage(nn.Module):
             "raw_mask": mask.detach(),
         }
 
-    def predict(self, images: Images, given: Sequence[Instances] | None = None) -> list[Instances]:
+    def features(self, images: Images) -> Sequence[Tensor]:
+        """The pyramid, to predict from it more than once."""
+        features: Sequence[Tensor] = self.trunk(images)
+        return features
+
+    def predict(
+        self,
+        images: Images,
+        given: Sequence[Instances] | None = None,
+        *,
+        features: Sequence[Tensor] | None = None,
+    ) -> list[Instances]:
         """Objects of each picture with mask logits of their class, best score first.
 
         Args:
             images: the batch.
             given: boxes and labels to predict masks for, instead of detecting.
+            features: of this batch, by `features`, if they are there already.
         """
-        features = self.trunk(images)
+        features = self.trunk(images) if features is None else features
         if given is None:
             proposed: tuple[list[Tensor], list[Tensor], list[Tensor]] = self.rpn(features)
             proposals = self.rpn.propose(*proposed, images.sizes, training=False)
