@@ -80,6 +80,15 @@ ANNOTATIONS: list[tuple[dict, list[str]]] = [
     ({"bbox": None, "area": None}, []),
     ({"segmentation": [[-1.5, 8, 30, 8, 30, 28, -1.5, 28]]}, []),  # rounding at the frame
     ({"segmentation": rle([64 * 10, 64 * 5, 64 * 65]), "iscrowd": 1}, []),
+    # two squares, joined by a bridge of no width across a side of the first
+    (
+        {
+            "segmentation": [
+                [0, 0, 30, 0, 30, 30, 0, 30, 0, 0, 50, 20, 60, 20, 60, 40, 50, 40, 50, 20]
+            ]
+        },
+        [],
+    ),
     # polygons
     ({"segmentation": None}, ["no-mask"]),
     ({"segmentation": []}, ["no-mask"]),
@@ -243,6 +252,11 @@ SETS: list[tuple[str, Callable[[dict], object], list[tuple[str, object]]]] = [
      [("empty-class", 21)]),
     ("few objects", keep_few, [("empty-class", 7), ("rare-class", 3)]),
     ("no objects", lambda v: v.update(annotations=[]), [("no-objects", None)]),
+    ("ids shifted by one",
+     lambda v: v.update(annotations=[e | {"category_id": e["category_id"] + 1}
+                                     for e in v["annotations"][:2]]),
+     [("unknown-category", 1), ("unknown-category", 2), ("shifted-ids", None),
+      ("no-objects", None)]),
     ("crowd regions only",
      lambda v: v.update(annotations=[{**v["annotations"][0], "iscrowd": 1}]),
      [("no-objects", None)]),
@@ -466,6 +480,8 @@ def test_messages_name_the_twin(place: Path) -> None:
         (lambda v: v["categories"][0].update(name="sun"), [3]),
         (lambda v: v["categories"].append({"id": 21, "name": "x"}), [21]),
         (lambda v: v["categories"][0].update(id=4), [3, 4]),
+        (lambda v: [entry.update(id=entry["id"] + 1) for entry in v["categories"]], [None]),
+        (lambda v: [entry.update(id=entry["id"] - 1) for entry in v["categories"]], [None]),
         (lambda v: v["categories"].pop(), [20]),
         (lambda v: v["categories"].reverse(), []),
     ],

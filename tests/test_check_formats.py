@@ -762,6 +762,8 @@ def test_the_battery_is_large_and_every_kind_is_in_one() -> None:
         tested |= {kind for case in cases for kind, _ in case[2]}
     # These have tests of their own.
     assert set(KINDS) - tested == {"missing-folder", "class-mismatch"}
+    text = (Path(__file__).parents[1] / "docs/data.md").read_text().partition("## Checking")[2]
+    assert set(re.findall("`([a-z-]+)`", text)) >= set(KINDS)
     # Whoever reports a fault must have said in KINDS what to do about it.
     text = "".join(file.read_text() for file in Path(faults.__file__).parent.glob("*.py"))
     used = re.findall(

@@ -124,8 +124,9 @@ def _read_set(path: Path, images: Path | str | None, split: str, report: Report)
         except InputError as error:
             report("bad-set", path, None, reason_of(error, path))
             return found
-        if kind != "LVIS":
+        if kind in ("Cityscapes", "Pascal VOC") or path.suffix.lower() in (".yaml", ".yml"):
             found.name += f" ({split})"
+        if kind != "LVIS":
             found.places = content["info"].get("places")
             for doubt in content["info"].get("doubts", ()):
                 report(*doubt)
