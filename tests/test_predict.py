@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 import brefine
 from brefine.data.coco import CocoSet
-from brefine.predict import Predictor, find_pictures, predict_files
+from brefine.jobs import predict_files
+from brefine.predict import Predictor
+from brefine.sources import find_pictures
 from brefine.structures import Category, Images, InputError, Instances
 
 CATEGORIES = [Category(7, "a"), Category(30, "b")]

@@ -157,7 +157,8 @@ def predict(
     ] = False,
 ) -> None:
     """Find the objects in pictures: COCO json, PNG masks, overlays."""
-    from brefine.predict import Predictor, predict_files
+    from brefine.jobs import predict_files
+    from brefine.predict import Predictor
 
     broken = predict_files(
         Predictor.load(model),

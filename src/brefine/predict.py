@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,24 +15,20 @@ from torch import Tensor, nn
 
 from brefine import weights
 from brefine.data.loader import read_picture, to_tensor
-from brefine.data.pictures import SUFFIXES
-from brefine.data.read import read
 from brefine.data.transforms import resize
-from brefine.files import replacing
-from brefine.formats import write_coco, write_mask_pngs
+from brefine.metrics.calibration import Calibration
 from brefine.parts.boxes import clip
 from brefine.parts.masks import to_records
-from brefine.progress import console, track
 from brefine.structures import Category, Images, InputError, Instances, Segmenter
-
-FORMATS = ("coco", "png", "overlay")
 
 #: a file, a PIL picture, RGB ``[H, W, 3]`` uint8, or RGB ``[3, H, W]`` uint8
 Picture = str | Path | Image.Image | NDArray[Any] | Tensor
 
 
 class Predictor:
-    """A model with everything that belongs to it: classes, size and thresholds.
+    """A model with everything that belongs to it: classes, size, thresholds and calibration.
+
+    Scores are probabilities: calibrated, in double precision, so that no two become equal.
 
     Args:
         model: any Segmenter; it is moved to ``device`` and put in evaluation mode.
@@ -41,6 +36,8 @@ class Predictor:
         short_side: pixels the picture's short side is resized to, unless
         long_side: the long side would then exceed this.
         thresholds: score from which an object is reported, 0..1, one for all or one a label.
+        overall: the best one for all labels, for who wants that instead.
+        calibration: from the model's scores to probabilities; None: they are the same.
         device: None: a GPU if there is one.
 
     Raises:
@@ -55,6 +52,8 @@ class Predictor:
         short_side: int = 800,
         long_side: int = 1333,
         thresholds: Sequence[float] | float = 0.5,
+        overall: float = 0.5,
+        calibration: Calibration | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -69,6 +68,8 @@ class Predictor:
                 f"and {len(each)} thresholds: give one of each a class"
             )
         self.thresholds = [float(value) for value in each]
+        self.overall = overall
+        self.calibration = calibration or Calibration()
 
     @classmethod
     def load(cls, folder: Path | str, device: torch.device | str | None = None) -> Predictor:
@@ -85,6 +86,8 @@ class Predictor:
             short_side=data.short_side[-1],
             long_side=data.long_side,
             thresholds=model.thresholds,
+            overall=model.overall,
+            calibration=model.calibration,
             device=device,
         )
 
@@ -145,9 +148,11 @@ class Predictor:
         found = self.model.predict(images, features=features)[0].to("cpu")
         found = _scale(found, size)
         found = replace(found, boxes=clip(found.boxes, torch.tensor(size)))
-        limits = self.thresholds if threshold is None else [threshold] * len(self.categories)
         assert found.scores is not None
-        return found[found.scores >= torch.tensor(limits)[found.labels]]
+        found = replace(found, scores=torch.from_numpy(self.calibration(found.scores.numpy())))
+        limits = self.thresholds if threshold is None else [threshold] * len(self.categories)
+        # In single precision: a score of 0.7 that the model computed in it is not below 0.7.
+        return found[found.scores.float() >= torch.tensor(limits)[found.labels]]
 
     def _fill(self, images: Images, target: Instances, features: Any = None) -> Instances:
         height, width = images.sizes[0].tolist()
@@ -167,122 +172,6 @@ class Predictor:
 def load(folder: Path | str, device: torch.device | str | None = None) -> Predictor:
     """Open a model folder for prediction: ``Predictor.load``."""
     return Predictor.load(folder, device)
-
-
-def predict_files(
-    predictor: Predictor,
-    sources: Sequence[str | Path],
-    out: Path | str,
-    *,
-    threshold: float | None = None,
-    formats: Sequence[str] = FORMATS,
-    data: Path | str | None = None,
-    images: Path | str | None = None,
-    skip_broken: bool = False,
-) -> list[Path]:
-    """Predict pictures and write the results to a folder that appears when all is done.
-
-    ``predictions.json`` holds COCO results, ``masks/`` what ``formats.write_mask_pngs`` writes,
-    ``overlays/`` the pictures with their objects drawn in.
-
-    Args:
-        predictor: the model.
-        sources: see ``find_pictures``.
-        out: folder to write; one from an earlier call is replaced as a whole.
-        threshold: see ``Predictor``.
-        formats: some of ``FORMATS``.
-        data: labelled set, of any format, that knows the pictures: its ids become the records'
-            ``image_id``, which is else the picture's name.
-        images: folder of ``data``'s pictures.
-        skip_broken: name pictures that cannot be read and go on, instead of stopping.
-
-    Returns:
-        The pictures skipped.
-
-    Raises:
-        InputError: no picture, one that cannot be read (nothing is written then) or that
-            ``data`` does not know, or ``out`` holds something else.
-    """
-    from brefine.draw import overlay  # brings evaluation along: too much for one picture
-
-    out = Path(out)
-    own = {"predictions.json", "masks", "overlays"}
-    if out.exists() and (not out.is_dir() or any(path.name not in own for path in out.iterdir())):
-        raise InputError(f"{out}: holds something else than predictions: choose another folder")
-    pictures = find_pictures(sources)
-    ids: dict[Path, int | str] = {path: name for name, path in pictures.items()}
-    if data is not None:
-        known = {picture.file.resolve(): picture.id for picture in read(data, images).pictures}
-        for path in ids:
-            if path.resolve() not in known:
-                raise InputError(f"{path}: {data} does not list this picture: leave it out")
-            ids[path] = known[path.resolve()]
-    records: list[dict[str, Any]] = []
-    broken: list[Path] = []
-    with replacing(out) as aside:
-        aside.mkdir()
-        for name, path in track(pictures.items(), "predict", len(pictures)):
-            try:
-                pixels = read_picture(path)
-            except InputError as error:
-                if not skip_broken:
-                    raise
-                console.print(f"skipped: {error}", markup=False, soft_wrap=True)
-                broken.append(path)
-                continue
-            found = predictor(pixels, threshold=threshold)
-            of_picture = to_records(found, ids[path], predictor.categories, found.size)
-            records += of_picture
-            if "png" in formats:
-                write_mask_pngs(aside / "masks", name, of_picture, found.size, predictor.categories)
-            if "overlay" in formats:
-                drawn = (aside / "overlays" / name).with_suffix(".png")
-                drawn.parent.mkdir(parents=True, exist_ok=True)
-                overlay(pixels, of_picture, predictor.categories).save(drawn)
-        if "coco" in formats:
-            write_coco(aside / "predictions.json", records)
-    return broken
-
-
-def find_pictures(sources: Sequence[str | Path]) -> dict[str, Path]:
-    """Pictures by the name that their results get.
-
-    Args:
-        sources: files; folders, of which every picture is taken, also from folders inside (by
-            suffix, see ``SUFFIXES``); patterns such as ``photos/*.jpg`` or ``photos/**/*.jpg``.
-
-    Returns:
-        In the order of ``sources``, sorted inside each. The name is the file's, and inside a
-        folder given its path from there.
-
-    Raises:
-        InputError: nothing there, or two pictures would get the same name.
-    """
-    found: dict[str, Path] = {}
-    stems: dict[str, Path] = {}
-    for source in sources:
-        path = Path(source)
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
-            named = [(p.relative_to(path).as_posix(), p) for p in inside]
-        elif path.exists() or not glob.has_magic(str(source)):
-            named = [(path.name, path)]
-        else:
-            matches = sorted(glob.glob(str(source), recursive=True))
-            named = [(Path(match).name, Path(match)) for match in matches]
-        if not named:
-            raise InputError(f"{source}: no pictures there (looking for {' '.join(SUFFIXES)})")
-        for name, file in named:
-            if not file.is_file():
-                raise InputError(f"{file}: no such picture")
-            stem = str(Path(name).with_suffix(""))
-            if stem in stems and stems[stem] != file:
-                raise InputError(
-                    f"{file}: its results would have the name of those of {stems[stem]}: "
-                    "predict them into two folders"
-                )
-            found[name], stems[stem] = file, file
-    return found
 
 
 def as_pixels(picture: Picture) -> Tensor:
