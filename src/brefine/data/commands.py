@@ -152,3 +152,24 @@ def split(
     )
     print_split(parts, Console())
     print(f"train with --set data.train={out}/train.json --set data.images={folder}")
+
+
+@data_app.command()
+def preview(
+    path: Annotated[Path, typer.Argument(help="A set of any format.")],
+    out: Annotated[Path, typer.Option(help="New or empty folder.")] = Path("preview"),
+    count: Annotated[int, typer.Option(min=1, help="Pictures to show.")] = 12,
+    seed: Annotated[int, typer.Option(min=0, help="Of their choice and augmentation.")] = 0,
+    recipe: Annotated[
+        Path | None, typer.Option(help="Recipe that says how pictures are augmented.")
+    ] = None,
+    images: ImagesFolder = None,
+    split: SplitName = "train",
+) -> None:
+    """Pictures with their labels, before and after augmentation: a page and a grid."""
+    from brefine.data.preview import preview
+    from brefine.recipe import Recipe
+
+    data = None if recipe is None else Recipe.load(recipe).data
+    preview(path, out, count=count, seed=seed, recipe=data, images=images, split=split)
+    print(out / "preview.html")
