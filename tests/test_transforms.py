@@ -5,7 +5,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from brefine.data.transforms import flip, network_size, resize, resize_masks
+from brefine.data.transforms import (
+    GREY,
+    VISIBLE,
+    crop,
+    flip,
+    network_size,
+    resize,
+    resize_masks,
+    tighten,
+    transpose,
+)
 from brefine.structures import Bitmaps, Instances
 
 FRAME = (61, 83)
@@ -221,15 +231,29 @@ def test_shrinking_averages_and_enlarging_does_not_overshoot():
 # ------------------------------------------------------------------------------- flip
 
 
-def test_flip_exchanges_left_and_right():
+@pytest.mark.parametrize(("vertical", "axis"), [(False, 2), (True, 1)])
+def test_flip_exchanges_two_sides(vertical, axis):
     masks = blobs(6, seed=1)
     picture = noise(FRAME)
     target = labels_of(masks)
-    pixels, flipped = flip(picture, target)
-    assert torch.equal(pixels, picture.flip(2))
-    assert torch.equal(flipped.masks.dense(FRAME), masks.flip(2))
-    assert torch.equal(flipped.boxes, Bitmaps.of(masks.flip(2)).boxes())
+    pixels, flipped = flip(picture, target, vertical=vertical)
+    assert torch.equal(pixels, picture.flip(axis))
+    assert torch.equal(flipped.masks.dense(FRAME), masks.flip(axis))
+    assert torch.equal(flipped.boxes, Bitmaps.of(masks.flip(axis)).boxes())
     assert torch.equal(target.masks.dense(FRAME), masks)  # the original is as it was
+
+
+def test_transpose_exchanges_x_and_y():
+    masks = blobs(6, seed=5)
+    picture = noise(FRAME)
+    pixels, turned = transpose(picture, labels_of(masks))
+    assert torch.equal(pixels, picture.mT)
+    assert turned.size == FRAME[::-1]
+    assert torch.equal(turned.masks.dense(turned.size), masks.mT)
+    assert torch.equal(turned.boxes, Bitmaps.of(masks.mT).boxes())
+    pixels, twice = transpose(pixels, turned)
+    assert torch.equal(pixels, picture)
+    assert torch.equal(twice.masks.dense(FRAME), masks)
 
 
 def test_flip_twice_is_the_original():
@@ -245,8 +269,7 @@ def test_flip_twice_is_the_original():
         assert torch.equal(a, b)
 
 
-def test_flip_without_labels_and_without_objects():
-    assert flip(noise(FRAME), None)[1] is None
+def test_flip_without_objects():
     _, target = flip(noise(FRAME), labels_of(torch.zeros(0, *FRAME)))
     assert target.boxes.shape == (0, 4)
     assert target.masks.origins.shape == (0, 2)
@@ -260,3 +283,65 @@ def test_resizing_and_flipping_commute():
     _, b = resize(*flip(picture, labels_of(masks)), 47, 200)
     assert np.mean((a.masks.dense(a.size) != b.masks.dense(b.size)).numpy()) < 1e-4
     assert torch.allclose(a.boxes, b.boxes, atol=1e-4)
+
+
+# ------------------------------------------------------------------------------- crop
+
+
+offset = st.integers(-70, 70)
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.integers(0, 2**31), offset, offset, st.integers(1, 120), st.integers(1, 120))
+def test_a_crop_is_the_dense_crop_less_what_is_hardly_visible(seed, x, y, height, width):
+    masks = blobs(5, seed)
+    masks = masks[masks.flatten(1).any(1).bool()]
+    picture = noise(FRAME)
+    pixels, target = crop(picture, labels_of(masks), (x, y), (height, width))
+
+    # The same in a frame so large that it needs no care.
+    margin = 130
+    wide = F.pad(picture, [margin] * 4, value=GREY)
+    deep = F.pad(masks, [margin] * 4)
+    part = (..., slice(y + margin, y + margin + height), slice(x + margin, x + margin + width))
+    assert torch.equal(pixels, wide[part])
+    left = deep[part].flatten(1).sum(1) / masks.flatten(1).sum(1)
+    keep = (left >= VISIBLE) & (left > 0)
+    assert target.size == (height, width)
+    assert target.labels.tolist() == keep.nonzero()[:, 0].tolist()
+    assert torch.equal(target.masks.dense(target.size), deep[part][keep])
+    assert torch.equal(target.boxes, Bitmaps.of(deep[part][keep]).boxes())
+    for window, tight in zip(
+        target.masks.windows, Bitmaps.of(deep[part][keep]).windows, strict=True
+    ):
+        assert torch.equal(window, tight)
+
+
+def test_an_object_of_which_a_tenth_is_left_is_kept():
+    mask = torch.zeros(1, 10, 40, dtype=torch.uint8)
+    mask[:, :, 5:25] = 1  # 20 columns
+    picture = torch.zeros(3, 10, 40, dtype=torch.uint8)
+    for columns, count in [(2, 1), (1, 0)]:
+        _, target = crop(picture, labels_of(mask), (25 - columns, 0), (10, 10))
+        assert len(target) == count
+    one = torch.zeros(1, 10, 40, dtype=torch.uint8)
+    one[0, 3, 3] = 1
+    assert len(crop(picture, labels_of(one), (4, 0), (10, 10))[1]) == 0
+    assert len(crop(picture, labels_of(one), (3, 3), (1, 1))[1]) == 1
+
+
+def test_a_crop_leaves_its_input_as_it_was():
+    masks = blobs(4, seed=8)
+    target, picture = labels_of(masks), noise(FRAME)
+    crop(picture, target, (-3, 10), (30, 30))
+    assert torch.equal(target.masks.dense(FRAME), masks)
+    assert torch.equal(picture, noise(FRAME))
+
+
+def test_tighten():
+    mask = torch.zeros(5, 6, dtype=torch.uint8)
+    assert tighten(mask)[0].shape == (0, 0)
+    mask[2, 3] = mask[3, 1] = 1
+    window, (x, y) = tighten(mask)
+    assert (x, y) == (1, 2)
+    assert window.tolist() == [[0, 0, 1], [1, 0, 0]]

@@ -37,6 +37,8 @@ def _one_or_more(value: Any) -> Any:
 
 
 Positive = Annotated[int, Field(gt=0)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Scale = Annotated[float, Field(gt=0)]
 Sides = Annotated[tuple[Positive, ...], BeforeValidator(_one_or_more), Field(min_length=1)]
 Milestones = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_one_or_more)]
 
@@ -110,7 +112,7 @@ class ModelRecipe(Section):
 
 
 class DataRecipe(Section):
-    """Which pictures, at which size.
+    """Which pictures, in which order, and how training changes them (``docs/data.md``).
 
     Attributes:
         train: labelled set to learn from: COCO json or any format of ``data/read.py``.
@@ -121,7 +123,20 @@ class DataRecipe(Section):
         short_side: pixels; one is drawn for each picture in training, the last one is used in
             evaluation and prediction.
         long_side: pixels; a longer side is never made.
+        crop: side in pixels of the square that every training picture is cropped or padded to;
+            None: pictures keep their shape.
+        jitter: smallest and largest multiple of ``crop`` that the long side of a training picture
+            becomes, in place of ``short_side`` and ``long_side``; None: those.
         flip: probability of a left-right flip in training.
+        flip_vertical: the same for top and bottom.
+        rotate90: turn training pictures by 0, 1, 2 or 3 quarters.
+        copy_paste: probability that objects of another training picture are pasted in.
+        copy_paste_blend: with soft edges.
+        colour: largest change of brightness, contrast, saturation and hue in training; 0: none.
+        group_by_aspect: make batches of wide or of high pictures only: less padding.
+        repeat_threshold: share of the pictures below which a class is rare, and its pictures come
+            more often (LVIS: 0.001); None: all pictures come alike.
+        repeats: passes over the training set that make up an epoch.
         workers: loader processes.
     """
 
@@ -131,8 +146,31 @@ class DataRecipe(Section):
     val_images: Path | None = None
     short_side: Sides = (800,)
     long_side: Positive = 1333
-    flip: float = Field(default=0.5, ge=0, le=1)
+    crop: Positive | None = None
+    jitter: tuple[Scale, Scale] | None = None
+    flip: Probability = 0.5
+    flip_vertical: Probability = 0
+    rotate90: bool = False
+    copy_paste: Probability = 0
+    copy_paste_blend: bool = False
+    colour: Probability = 0
+    group_by_aspect: bool = True
+    repeat_threshold: float | None = Field(default=None, gt=0, le=1)
+    repeats: Positive = 1
     workers: int = Field(default=2, ge=0)
+
+    @field_validator("jitter")
+    @classmethod
+    def _fits_crop(
+        cls, jitter: tuple[float, float] | None, info: ValidationInfo
+    ) -> tuple[float, float] | None:
+        if jitter is None:
+            return None
+        if jitter[0] > jitter[1]:
+            raise ValueError(f"the smaller multiple comes first, not {list(jitter)}")
+        if info.data.get("crop", 0) is None:  # 0: refused above
+            raise ValueError("needs crop, the side of the square that it is a multiple of")
+        return jitter
 
 
 class TrainRecipe(Section):

@@ -7,7 +7,7 @@ repeated; a palette is looked up; transparent parts show white; CMYK is converte
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,20 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from brefine.data.augment import (
+    Transform,
+    call,
+    choose,
+    choose_sides,
+    crop_randomly,
+    paste,
+    place,
+    shift_colours,
+)
 from brefine.data.coco import CocoSet
 from brefine.data.pictures import open_picture
-from brefine.data.transforms import flip, resize
+from brefine.data.samplers import EpochSampler, aspect_groups, repeat_factors
+from brefine.data.transforms import resize
 from brefine.recipe import DataRecipe
 from brefine.structures import Bitmaps, Images, InputError, Instances
 
@@ -62,26 +73,37 @@ def to_tensor(image: Image.Image) -> Tensor:
             upright = upright.convert("RGBA")
             white = Image.new("RGBA", upright.size, "white")
             upright = Image.alpha_composite(white, upright)
-        pixels = np.array(upright.convert("RGB"))
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+        pixels = np.array(upright if upright.mode == "RGB" else upright.convert("RGB"))
+    # Left in Pillow's order of bytes, which resizing is fastest with.
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 class TrainSet(Dataset[tuple[Tensor, Instances]]):
-    """Pictures to train on, at a random size and randomly flipped.
+    """Pictures to train on, changed at random as the recipe says.
 
-    What is random follows from (seed, epoch, index) alone: neither the number of workers nor
-    the order matters. An item is asked for by ``(epoch, index)``, as ``EpochSampler`` does, or by
-    ``index`` in the epoch of ``set_epoch``; the key carries the epoch because workers that
-    persist keep their own copy of this object.
+    What is random follows from (seed, epoch, index, copy) alone: neither the number of workers
+    nor the order matters. An item is asked for by that key without the seed, as ``EpochSampler``
+    does, or by ``index`` in the epoch of ``set_epoch``; the key carries the epoch because workers
+    that persist keep their own copy of this object.
 
     Args:
         dataset: pictures and labels; pictures without objects are kept.
-        recipe: sizes and flip.
+        recipe: sizes and augmentation.
         seed: of everything random.
+        transform: a last step of the user's own: it is given picture ``[3, H, W]`` uint8, labels
+            and generator, and returns the first two, changed. Boxes are recomputed from masks.
+            Workers must be able to import it where processes are spawned, not forked.
     """
 
-    def __init__(self, dataset: CocoSet, recipe: DataRecipe, seed: int) -> None:
-        self.dataset, self.recipe, self.seed = dataset, recipe, seed
+    def __init__(
+        self,
+        dataset: CocoSet,
+        recipe: DataRecipe,
+        seed: int,
+        transform: Transform | None = None,
+    ) -> None:
+        self.dataset, self.recipe, self.seed, self.transform = dataset, recipe, seed, transform
+        self.sources = np.array(dataset.usable() if recipe.copy_paste else [], dtype=np.int64)
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -91,17 +113,41 @@ class TrainSet(Dataset[tuple[Tensor, Instances]]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, Instances]:
-        epoch, index = key if isinstance(key, tuple) else (self.epoch, key)
+    def __getitem__(self, key: int | tuple[int, ...]) -> tuple[Tensor, Instances]:
+        epoch, index, copy = (*key, 0)[:3] if isinstance(key, tuple) else (self.epoch, key, 0)
+        random = np.random.default_rng((self.seed, epoch, index, copy))
+        picture, target = self._view(index, random)
+        if self.recipe.copy_paste and random.random() < self.recipe.copy_paste:
+            picture, target = self._paste(picture, target, index, random)
+        if self.recipe.colour:
+            picture = shift_colours(picture, self.recipe.colour, random)
+        if self.transform is not None:
+            try:
+                classes = len(self.dataset.categories)
+                picture, target = call(self.transform, picture, target, random, classes)
+            except InputError as error:
+                raise InputError(f"{self.dataset.pictures[index].file}: {error}") from None
+        return picture, target
+
+    def _view(self, index: int, random: np.random.Generator) -> tuple[Tensor, Instances]:
         picture = read_labelled(self.dataset, index)
-        random = np.random.default_rng((self.seed, epoch, index))
-        short = int(random.choice(self.recipe.short_side))
-        flipped = random.random() < self.recipe.flip
-        pixels, target = resize(picture, self.dataset.target(index), short, self.recipe.long_side)
-        if flipped:
-            pixels, target = flip(pixels, target)
-        assert target is not None
-        return pixels, target
+        picture, _ = resize(picture, None, *choose_sides(self.recipe, random))
+        height, width = picture.shape[1:]
+        # Drawn at this size: faster than at the picture's own, and outlines stay as sharp.
+        target = self.dataset.target(index, (height, width))
+        return place(picture, target, self.recipe, random)
+
+    def _paste(
+        self, picture: Tensor, target: Instances, index: int, random: np.random.Generator
+    ) -> tuple[Tensor, Instances]:
+        """Some objects of another picture, drawn as this one was, in front."""
+        others = self.sources[self.sources != index]
+        if not len(others):
+            return picture, target
+        source, objects = self._view(int(random.choice(others)), random)
+        source, objects = crop_randomly(source, objects, target.size, random)
+        objects = choose(objects, random)
+        return paste(picture, target, source, objects, blend=self.recipe.copy_paste_blend)
 
 
 def read_labelled(dataset: CocoSet, index: int) -> Tensor:
@@ -126,34 +172,6 @@ def read_labelled(dataset: CocoSet, index: int) -> Tensor:
     return pixels
 
 
-class EpochSampler(Sampler[tuple[int, int]]):
-    """Every picture once an epoch, in an order that follows from (seed, epoch).
-
-    Yields ``(epoch, index)``. Lightning's Trainer calls ``set_epoch`` before each epoch, so a
-    resumed run goes on where it was; without it each pass is the next epoch.
-
-    Args:
-        size: number of pictures.
-        seed: of the order.
-    """
-
-    def __init__(self, size: int, seed: int) -> None:
-        self.size, self.seed, self.epoch = size, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """The epoch of the next pass."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        epoch = self.epoch
-        self.epoch += 1
-        order = np.random.default_rng((self.seed, epoch)).permutation(self.size)
-        return ((epoch, int(index)) for index in order)
-
-
 def collate(items: Sequence[tuple[Tensor, Instances]]) -> Batch:
     """Pictures and labels as one batch."""
     return Images.stack([picture for picture, _ in items]), [target for _, target in items]
@@ -165,17 +183,24 @@ def train_loader(
     *,
     batch_size: int,
     seed: int,
-    sampler: Sampler[tuple[int, int]] | None = None,
+    sampler: Sampler[Any] | None = None,
+    processes: int = 1,
+    transform: Transform | None = None,
 ) -> DataLoader[Any]:
     """Batches ``(Images, list[Instances])`` to train on.
 
+    Its length is the number of steps an epoch. Its state (``state_dict``) is how many batches of
+    the epoch it gave; with it the next pass goes on there.
+
     Args:
         dataset: pictures and labels.
-        recipe: sizes, flip, number of workers.
-        batch_size: pictures a batch; a last batch with fewer is left out unless it is the only
-            one.
-        seed: of order, sizes and flips.
-        sampler: yields ``(epoch, index)``; None: all pictures, shuffled.
+        recipe: sizes, augmentation, order, number of workers.
+        batch_size: pictures a batch and process; always full, see ``EpochSampler``.
+        seed: of everything random.
+        sampler: yields ``(epoch, index)`` or ``(epoch, index, copy)``; a last batch with fewer
+            is left out unless it is the only one. None: what the recipe says.
+        processes: how many share the pictures of an epoch.
+        transform: as in ``TrainSet``.
 
     Raises:
         InputError: no usable annotation, or pictures that are not there; names the file.
@@ -192,9 +217,18 @@ def train_loader(
             f"{dataset.path}: give the folder they are in as images"
         )
     if sampler is None:
-        sampler = EpochSampler(len(dataset), seed)
+        threshold = recipe.repeat_threshold
+        sampler = EpochSampler(
+            len(dataset),
+            seed,
+            batch_size=batch_size,
+            processes=processes,
+            groups=aspect_groups(dataset) if recipe.group_by_aspect else None,
+            factors=None if threshold is None else repeat_factors(dataset, threshold),
+            repeats=recipe.repeats,
+        )
     return _Loader(
-        TrainSet(dataset, recipe, seed),
+        TrainSet(dataset, recipe, seed, transform),
         batch_size=batch_size,
         sampler=sampler,
         num_workers=recipe.workers,
@@ -207,13 +241,30 @@ def train_loader(
 class _Loader(DataLoader[Any]):
     """Unpacks what the workers packed, and brings their InputError back as the one line it was."""
 
+    given = start = 0  # batches of the epoch: given so far, left out at the start of the next pass
+
+    def state_dict(self) -> dict[str, int]:
+        """What a checkpoint keeps."""
+        return {"batches": self.given % len(self)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """What a resumed run needs."""
+        self.start = state["batches"]
+
     def __iter__(self) -> Any:
+        # A generator: the sampler is asked at the first batch, when Lightning has set the epoch.
+        self.given = 0
+        if isinstance(self.sampler, EpochSampler):
+            self.sampler.skip(self.start)
+            self.given, self.start = self.start, 0
         try:
             for packed in super().__iter__():
+                self.given += 1
                 yield _unpack(packed)
         except InputError as error:
             # From a worker it comes with the worker's traceback, our line last.
             line = str(error).strip().splitlines()[-1]
+            error.__traceback__ = None  # it holds the workers, which then end late
             raise InputError(line.removeprefix(f"{InputError.__module__}.InputError: ")) from None
 
 

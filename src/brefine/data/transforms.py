@@ -10,6 +10,12 @@ from torch.nn import functional
 
 from brefine.structures import Bitmaps, Instances
 
+#: an object of which a smaller share of its pixels is left, by a crop or below pasted objects, is
+#: dropped
+VISIBLE = 0.1
+#: what lies outside of a picture, in a crop that reaches beyond it: about the mean of photographs
+GREY = 128
+
 
 def network_size(size: tuple[int, int], short: int, long: int) -> tuple[int, int]:
     """The (height, width) a picture of ``size`` is resized to.
@@ -79,10 +85,8 @@ def resize_masks(masks: Bitmaps, old: tuple[int, int], new: tuple[int, int]) -> 
             best = pixels.flatten().topk(min(max(1, round(area)), pixels.numel())).indices
             inside = torch.zeros(pixels.numel(), dtype=torch.bool).scatter_(0, best, True)
             inside = inside.view(pixels.shape)
-        ys, xs = inside.any(1).nonzero()[:, 0], inside.any(0).nonzero()[:, 0]
-        y1, y2 = (int(ys[0]), int(ys[-1]) + 1) if len(ys) else (0, 0)
-        x1, x2 = (int(xs[0]), int(xs[-1]) + 1) if len(xs) else (0, 0)
-        windows.append(inside[y1:y2, x1:x2].to(torch.uint8).contiguous())
+        tight, (x1, y1) = tighten(inside)
+        windows.append(tight.to(torch.uint8).contiguous())
         origins.append((left + x1, top + y1))
     return Bitmaps(windows, torch.tensor(origins, dtype=torch.int64).reshape(-1, 2))
 
@@ -124,18 +128,101 @@ def _resize_rows(
     return start, functional.embedding_bag(index, pixels, per_sample_weights=weight, mode="sum")
 
 
-def flip(picture: Tensor, target: Instances | None) -> tuple[Tensor, Instances | None]:
-    """Picture ``[3, H, W]`` and labels, left and right exchanged."""
-    picture = picture.flip(-1)
-    if target is None:
-        return picture, None
-    width = target.size[1]
+def flip(picture: Tensor, target: Instances, *, vertical: bool = False) -> tuple[Tensor, Instances]:
+    """Picture ``[3, H, W]`` and labels, left and right exchanged, or top and bottom."""
+    axis = 1 if vertical else 0  # of x, y
+    side = target.size[1 - axis]
     boxes = target.boxes.clone()
-    boxes[:, 0::2] = width - target.boxes[:, [2, 0]]
+    boxes[:, axis::2] = side - target.boxes[:, [axis + 2, axis]]
     masks = target.masks
     if masks is not None:
         origins = masks.origins.clone()
-        widths = torch.tensor([window.shape[1] for window in masks.windows], dtype=torch.int64)
-        origins[:, 0] = width - origins[:, 0] - widths
-        masks = Bitmaps([window.flip(-1) for window in masks.windows], origins)
-    return picture, Instances(target.size, boxes, target.labels, target.scores, masks)
+        sides = [window.shape[1 - axis] for window in masks.windows]
+        origins[:, axis] = side - origins[:, axis] - torch.tensor(sides, dtype=torch.int64)
+        masks = Bitmaps([window.flip(-1 - axis) for window in masks.windows], origins)
+    labels = Instances(target.size, boxes, target.labels, target.scores, masks)
+    return picture.flip(-1 - axis), labels
+
+
+def transpose(picture: Tensor, target: Instances) -> tuple[Tensor, Instances]:
+    """Picture ``[3, H, W]`` and labels, x and y exchanged; a flip makes a quarter turn of it."""
+    masks = target.masks
+    if masks is not None:
+        masks = Bitmaps([window.mT for window in masks.windows], masks.origins.flip(1))
+    size, boxes = target.size[::-1], target.boxes[:, [1, 0, 3, 2]]
+    return picture.mT, Instances(size, boxes, target.labels, target.scores, masks)
+
+
+def crop(
+    picture: Tensor, target: Instances, origin: tuple[int, int], size: tuple[int, int]
+) -> tuple[Tensor, Instances]:
+    """What a frame of ``size`` shows whose top left pixel is pixel ``origin`` of the picture.
+
+    Args:
+        picture: ``[3, H, W]`` uint8.
+        target: labels with masks in the picture's frame.
+        origin: (x, y), may be negative: beyond the picture the frame is grey.
+        size: (height, width).
+
+    Returns:
+        Picture and labels, by the rules of ``cut``.
+    """
+    (x, y), (height, width) = origin, size
+    x1, x2 = (min(max(edge, 0), picture.shape[2]) for edge in (x, x + width))
+    y1, y2 = (min(max(edge, 0), picture.shape[1]) for edge in (y, y + height))
+    pixels = picture[:, y1:y2, x1:x2]
+    if pixels.shape[1:] != size:
+        frame = picture.new_full((3, height, width), GREY)
+        if pixels.numel():
+            frame[:, y1 - y : y2 - y, x1 - x : x2 - x] = pixels
+        pixels = frame
+    assert target.masks is not None
+    windows, origins = [], []
+    for window, (left, top) in zip(
+        target.masks.windows, target.masks.origins.tolist(), strict=True
+    ):
+        rows = slice(max(y1 - top, 0), max(y2 - top, 0))
+        columns = slice(max(x1 - left, 0), max(x2 - left, 0))
+        part = window[rows, columns]
+        windows.append(window if part.shape == window.shape else part)
+        origins.append((max(left, x1) - x, max(top, y1) - y))
+    masks = Bitmaps(windows, torch.tensor(origins, dtype=torch.int64).reshape(-1, 2))
+    return pixels, cut(target, masks, size)
+
+
+def cut(target: Instances, masks: Bitmaps, size: tuple[int, int]) -> Instances:
+    """The objects whose masks were cut down to ``masks``.
+
+    An object of which less than ``VISIBLE`` of its pixels is left is dropped. Boxes are the tight
+    boxes of what is left of the masks, in every object.
+
+    Args:
+        target: labels before, with masks.
+        masks: of the same objects, in their new frame; a window that is the same tensor as
+            before was not cut.
+        size: of the new frame.
+    """
+    assert target.masks is not None
+    keep, windows, origins = [], [], []
+    for index, (old, new) in enumerate(zip(target.masks.windows, masks.windows, strict=True)):
+        x, y = masks.origins[index].tolist()
+        if new is not old:
+            before, after = int(old.sum()), int(new.sum())
+            if after < max(1, VISIBLE * before):
+                continue
+            new, (left, top) = tighten(new)
+            x, y = x + left, y + top
+        keep.append(index)
+        windows.append(new)
+        origins.append((x, y))
+    left_over = Bitmaps(windows, torch.tensor(origins, dtype=torch.int64).reshape(-1, 2))
+    return Instances(size, left_over.boxes(), target.labels[keep], masks=left_over)
+
+
+def tighten(window: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    """A mask ``[h, w]`` cut to the box of its pixels, and the (x, y) of that box in it."""
+    ys, xs = window.any(1).nonzero()[:, 0], window.any(0).nonzero()[:, 0]
+    if not len(ys):
+        return window[:0, :0], (0, 0)
+    y1, y2, x1, x2 = int(ys[0]), int(ys[-1]) + 1, int(xs[0]), int(xs[-1]) + 1
+    return window[y1:y2, x1:x2], (x1, y1)
