@@ -27,6 +27,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 
 from brefine import weights
+from brefine.data.augment import Transform
 from brefine.data.coco import CocoSet
 from brefine.data.loader import train_loader
 from brefine.data.read import read
@@ -42,13 +43,21 @@ LOG_EVERY = 10  # steps between two rows of metrics.csv
 BEST = "mask/AP"  # what decides which model is kept as best/
 
 
-def train(recipe: Recipe, out: Path | str, *, resume: bool = False) -> Path:
+def train(
+    recipe: Recipe,
+    out: Path | str,
+    *,
+    resume: bool = False,
+    transform: Transform | None = None,
+) -> Path:
     """Train a model as a recipe says, evaluating on the way.
 
     Args:
         recipe: what to do; ``data.train`` is needed, ``data.val`` may be None.
         out: the run folder; must be new or empty.
         resume: go on from ``out/checkpoint.ckpt`` instead.
+        transform: a last augmentation of your own, ``(picture, labels, random) -> (picture,
+            labels)``, see ``TrainSet``; the run folder keeps no trace of it.
 
     Returns:
         The model folder to use: ``out/best``, or ``out/last`` without validation data.
@@ -70,7 +79,15 @@ def train(recipe: Recipe, out: Path | str, *, resume: bool = False) -> Path:
     dataset = read(recipe.data.train, recipe.data.images, split="train")
     held_out, pictures = recipe.data.val, recipe.data.val_images or recipe.data.images
     validation = read(held_out, pictures) if held_out else None
-    loader = train_loader(dataset, recipe.data, batch_size=batch_size, seed=seed)
+    devices = max(1, torch.cuda.device_count())
+    loader = train_loader(
+        dataset,
+        recipe.data,
+        batch_size=batch_size,
+        seed=seed,
+        processes=devices,
+        transform=transform,
+    )
     if validation and validation.categories != dataset.categories:
         raise InputError(
             f"{recipe.data.val}: its categories differ from those of {recipe.data.train}: "
@@ -80,8 +97,7 @@ def train(recipe: Recipe, out: Path | str, *, resume: bool = False) -> Path:
     assert isinstance(model, nn.Module)
     reused = weights.start(model, recipe.model.weights, categories=dataset.categories)
 
-    devices = max(1, torch.cuda.device_count())
-    epoch = max(1, len(loader) // devices)  # steps
+    epoch = len(loader)  # steps
     steps = recipe.train.steps or math.ceil((recipe.train.epochs or 0) * epoch)
     learner = Learner(model, recipe.train, steps=steps, epoch=epoch, devices=devices)
     _describe(out, recipe, dataset, len(loader), learner.lr, steps, reused)
@@ -96,6 +112,7 @@ def train(recipe: Recipe, out: Path | str, *, resume: bool = False) -> Path:
             precision=recipe.train.precision,
             max_steps=steps,
             max_epochs=-1,
+            use_distributed_sampler=False,  # ours knows the processes
             gradient_clip_val=recipe.train.clip_norm,
             logger=CSVLogger(out, name="", version="", flush_logs_every_n_steps=1),
             callbacks=[
