@@ -232,6 +232,28 @@ def test_coco_keeps_everything(tmp_path):
     assert {**after, "annotations": 0} == {**content, "annotations": 0}
 
 
+def test_lvis_stays_lvis(tmp_path):
+    """Frequencies and lists are kept in COCO's format; another format's loss of them is told."""
+    mask = np.ones(SIZE, dtype=bool)
+    start = make(tmp_path / "s", [[(0, mask, False)], []])
+    content = json.loads(start.read_text())
+    for entry, frequency in zip(content["categories"], "rcf", strict=True):
+        entry["frequency"] = frequency
+    for entry, absent in zip(content["images"], ([20], [10, 30]), strict=True):
+        name = entry.pop("file_name")
+        entry |= {"coco_url": f"http://x/images/{name}", "neg_category_ids": absent}
+        entry["not_exhaustive_category_ids"] = []
+    start.write_text(json.dumps(content))
+    convert(start, tmp_path / "t", "coco")
+    before, after = read(start, quiet=True), read(tmp_path / "t/labels.json", quiet=True)
+    assert after.federated == before.federated
+    assert after.federated.negative == ((1,), (0, 2))
+    assert all(picture.file.is_relative_to(tmp_path / "t/images") for picture in after.pictures)
+    assert all(picture.file.is_file() for picture in after.pictures)
+    assert counted(masks_of(tmp_path / "t")) == counted(masks_of(tmp_path / "s"))
+    assert any("LVIS" in note for note in convert(start, tmp_path / "u", "yolo").notes)
+
+
 def test_ids_of_other_formats_become_numbers(tmp_path):
     mask = np.ones(SIZE, dtype=bool)
     start = make(tmp_path / "s", [[(0, mask, False)] * 2, [(2, mask, False)]])

@@ -28,7 +28,17 @@ FILL = 0.25  # opacity of the masks
 CELL = 240, 320  # largest height and width of a picture in the grid
 WIDEST = 720  # pixels of the long side in the page
 NAMED = 15  # objects; in a picture with more, names would hide them
-SETTINGS = {"train", "val", "images", "val_images", "workers"}  # that change no picture
+#: keys of a recipe that change no picture
+SETTINGS = {
+    "train",
+    "val",
+    "images",
+    "val_images",
+    "workers",
+    "group_by_aspect",
+    "repeat_threshold",
+    "repeats",
+}
 
 _STYLE = """
 .hit { fill: transparent; pointer-events: all; } .hit:hover { stroke: #fff; stroke-width: 2.5; }
