@@ -164,7 +164,8 @@ def worst_iou(model: nn.Module, images: Images, target: Instances) -> float:
     for label, truth in zip(target.labels, target.masks.dense(target.size).bool(), strict=True):
         best = 0.0
         for i in (found.labels == label).nonzero()[:, 0].tolist():
-            window, (x, y) = paste(found.logits[i], found.boxes[i], target.size)
+            [runs] = paste(found.logits[i : i + 1], found.boxes[i : i + 1], target.size)
+            window, (x, y) = runs.window()
             mask = torch.zeros(target.size, dtype=torch.bool)
             mask[y : y + window.shape[0], x : x + window.shape[1]] = window
             best = max(best, float((mask & truth).sum() / (mask | truth).sum()))

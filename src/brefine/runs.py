@@ -147,12 +147,12 @@ def label_parts(
     one = np.arange(len(x)).repeat(several)
     begin = several.cumsum() - several
     other = np.arange(len(one)) + (low - begin).repeat(several)
-    root = _join(one, other, len(x))
+    root = unite(one, other, len(x))
     _, part = np.unique(root, return_inverse=True)
     return part, np.bincount(part, bottom - top).astype(np.int64)
 
 
-def _join(one: Ints, other: Ints, count: int) -> Ints:
+def unite(one: Ints, other: Ints, count: int) -> Ints:
     """Union-find: the lowest number in the set of each of 0..count-1, given pairs to unite.
 
     All roots that have a lower neighbour are hung below it at once; a few rounds are enough.

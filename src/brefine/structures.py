@@ -149,7 +149,8 @@ class Instances:
         scores: ``[N]`` float32 in 0..1, predictions only.
         masks: labels only: the true masks.
         logits: predictions only: ``[N, S, S]`` mask logits of the predicted class that span
-            ``boxes``.
+            ``boxes``, or more:
+        margin: the share of a box's sides by which the logits reach beyond it, on every side.
     """
 
     size: tuple[int, int]
@@ -158,6 +159,7 @@ class Instances:
     scores: Tensor | None = None
     masks: Bitmaps | None = None
     logits: Tensor | None = None
+    margin: float = 0.0
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -186,6 +188,7 @@ class Instances:
             move(self.scores),
             None if self.masks is None else self.masks.to(device),
             move(self.logits),
+            self.margin,
         )
 
 
@@ -216,6 +219,7 @@ class Segmenter(Protocol):
         given: Sequence[Instances] | None = None,
         *,
         features: Any = None,
+        margin: float = 0.0,
     ) -> list[Instances]:
         """Objects of each picture, best score first, in pixels of the picture given.
 
@@ -224,5 +228,6 @@ class Segmenter(Protocol):
             given: one Instances a picture; masks are then predicted for *these* boxes and
                 labels and nothing is detected (mask quality given ground-truth boxes).
             features: of this batch, by `features`, if they are there already.
+            margin: share of a box's sides by which the RoI of its mask is larger, on every side.
         """
         ...

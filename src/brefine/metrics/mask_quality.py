@@ -14,7 +14,7 @@ from torch import Tensor
 from brefine.data.coco import CocoSet
 from brefine.metrics.boundary import band_width, boundary_band, mask_iou
 from brefine.metrics.overlaps import SIZES
-from brefine.parts.masks import paste
+from brefine.parts.masks import paste_all
 from brefine.structures import InputError, Instances
 
 if TYPE_CHECKING:
@@ -56,13 +56,12 @@ def measure(found: Instances, target: Instances) -> list[Quality]:
         raise ValueError("needs logits and true masks in one frame")
     width = band_width(target.size)
     masks = target.masks.to("cpu")
-    logits, boxes = found.logits.cpu(), found.boxes.cpu()
     measured = []
-    for window, (x, y), logit, box in zip(
-        masks.windows, masks.origins.tolist(), logits, boxes, strict=True
+    for window, (x, y), runs in zip(
+        masks.windows, masks.origins.tolist(), paste_all(found, target.size), strict=True
     ):
-        pasted, origin = paste(logit, box, target.size)
-        mine, true = pasted.numpy().astype(np.uint8), window.numpy()
+        pasted, origin = runs.window()
+        mine, true = pasted.numpy(), window.numpy()
         whole = mask_iou((mine, origin), (true, (x, y)))
         bands = boundary_band(mine, width), boundary_band(true, width)
         edge = mask_iou((bands[0], origin), (bands[1], (x, y)))

@@ -104,6 +104,14 @@ def clip(boxes: Tensor, size: Tensor) -> Tensor:
     return torch.minimum(boxes.clamp(min=0), limit)
 
 
+def enlarge(boxes: Tensor, margin: float) -> Tensor:
+    """Boxes ``[N, 4]`` that reach farther by ``margin`` of their sides, on every side."""
+    if not margin:
+        return boxes
+    reach = (boxes[:, 2:] - boxes[:, :2]) * margin
+    return torch.cat([boxes[:, :2] - reach, boxes[:, 2:] + reach], 1)
+
+
 def paired_iou(boxes: Tensor, others: Tensor) -> Tensor:
     """IoU ``[N]`` of row i of ``boxes`` with row i of ``others``, both ``[N, 4]``."""
     low = torch.maximum(boxes[:, :2], others[:, :2])

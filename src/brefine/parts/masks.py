@@ -1,25 +1,29 @@
 """Masks between RoI and picture: labels cut to an RoI, logits pasted back, COCO's RLE.
 
-Everything here works in box-sized windows: no dense ``[N, H, W]`` array exists on any path, so
-the cost follows the objects' own area and not the size of the picture.
+Labels are cut in windows, and logits become runs without a pixel being drawn: no dense
+``[N, H, W]`` array exists on any path, so the cost follows the objects and not the picture.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pycocotools import mask as coco_mask
 from torch import Tensor
 from torch.nn import functional
 
+from brefine.data.coco import Runs
+from brefine.parts.boxes import enlarge
+from brefine.runs import of_intervals, of_spans, of_window
 from brefine.structures import Bitmaps, Category, Instances
 
 CHUNK = 64  # RoIs cropped together, padded to one width
+COLUMNS = 2**12  # of pixels, pasted together: what they need fits a CPU's cache
 
 
 @torch.no_grad()
@@ -132,35 +136,68 @@ def _taps(
 
 
 @torch.no_grad()
-def paste(logits: Tensor, box: Tensor, size: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
-    """The mask of one object in its picture, as a window no larger than its box.
+def paste(logits: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[Runs]:
+    """The masks of objects in their picture, as runs.
 
-    Logits are read bilinearly (``align_corners=False``, border replicated) at the pixel centres
-    inside the box and compared with 0 last, so the outline has no stairs of the RoI's grid.
+    Logits are read bilinearly at the pixel centres inside the box and compared with 0 last, so
+    an outline has no stairs of the RoI's grid. Between the centres of the outer cells and the
+    edge of the box, the logits of the outer cells go on (``align_corners=False``, border
+    replicated); outside of the box there is no mask.
+
+    No pixel is computed but where an outline passes: along a column of pixels the logits are S
+    numbers joined by straight lines, and their zeros are where runs begin and end. Time and
+    memory follow the width of the boxes times S.
 
     Args:
-        logits: ``[S, S]`` on a grid that spans the box.
-        box: ``[4]`` xyxy pixels of the picture.
+        logits: ``[N, S, S]`` on grids that span the boxes.
+        boxes: ``[N, 4]`` xyxy pixels of the picture.
         size: (height, width) of the picture.
 
     Returns:
-        The window, bool ``[h, w]``, maybe empty, and the (x, y) of its top left pixel.
+        N masks, maybe empty.
     """
-    x1, y1, x2, y2 = box.tolist()
-    x, columns = _paste_weights(x1, x2, size[1], logits)
-    y, rows = _paste_weights(y1, y2, size[0], logits)
-    return (rows @ logits.float() @ columns.mT) > 0, (x, y)
+    count, side = len(logits), logits.shape[-1]
+    # By columns, then rows; what a half precision network could not hold stays a number.
+    grid = torch.nan_to_num(logits.float(), -1.0, 1e30, -1e30).mT.cpu().numpy()
+    table = grid.reshape(count * side, side)
+    corners = boxes.double().cpu().numpy()
+    limit = np.array([size[1], size[0]])
+    centres = np.ceil(corners.reshape(-1, 2, 2) - 0.5).clip(0, limit).astype(np.int64)
+    first, last = centres[:, 0], np.maximum(centres[:, 0], centres[:, 1])
+    cell = np.maximum(corners[:, 2:] - corners[:, :2], 1e-6) / side  # pixels a cell, x and y
 
+    ends = (last - first)[:, 0].cumsum()
+    parts = []
+    for begin in range(0, int(ends[-1]) if count else 0, COLUMNS):
+        column = np.arange(begin, min(begin + COLUMNS, int(ends[-1])))
+        owner = ends.searchsorted(column, "right")
+        x = column - ends[owner] + last[owner, 0]
+        place = ((x + 0.5 - corners[owner, 0]) / cell[owner, 0] - 0.5).clip(0, side - 1)
+        low = place.astype(np.int64)
+        share = (place - low).astype(np.float32)[:, None]
+        row = owner * side + low
+        upper = table[np.where(low + 1 < side, row + 1, row)]
+        values = table[row] * (1 - share) + upper * share  # [columns, S]
 
-def _paste_weights(start: float, stop: float, limit: int, logits: Tensor) -> tuple[int, Tensor]:
-    """First pixel whose centre lies in [start, stop), and ``[n, S]`` bilinear weights."""
-    first = min(max(math.ceil(start - 0.5), 0), limit)
-    last = min(max(math.ceil(stop - 0.5), first), limit)
-    cells = torch.arange(len(logits), device=logits.device)
-    centres = torch.arange(first, last, device=logits.device) + 0.5
-    position = (centres - start) * (len(logits) / max(stop - start, 1e-6)) - 0.5
-    position = position.clamp(0, len(logits) - 1)
-    return first, (1 - (position[:, None] - cells).abs()).clamp(min=0)
+        inside = np.zeros((len(column), side + 2), dtype=bool)
+        np.greater(values, 0, out=inside[:, 1:-1])
+        where, knot = np.nonzero(inside[:, 1:] != inside[:, :-1])  # in turn a start and a stop
+        one = values[where, np.maximum(knot - 1, 0)].astype(np.float64)
+        other = values[where, np.minimum(knot, side - 1)]
+        between = (knot > 0) & (knot < side)
+        zero = knot - 1 + one / np.where(between, one - other, 1)
+        owner, x = owner[where], x[where]
+        y = corners[owner, 1] + (zero + 0.5) * cell[owner, 1] - 0.5
+        y[0::2], y[1::2] = np.floor(y[0::2]) + 1, np.ceil(y[1::2])
+        y = np.where(between, y, np.where(knot > 0, last[owner, 1], first[owner, 1]))
+        y = y.clip(first[owner, 1], last[owner, 1]).astype(np.int64)
+        some = y[0::2] < y[1::2]  # a column may pass between two pixel centres
+        parts.append((owner[0::2][some], x[0::2][some], y[0::2][some], y[1::2][some]))
+    if not parts:
+        return [of_intervals(ends[:0], ends[:0], size)] * count
+    owner, x, top, bottom = (np.concatenate(part) for part in zip(*parts, strict=True))
+    bounds = owner.searchsorted(np.arange(count + 1)).tolist()
+    return [of_spans(x[i:j], top[i:j], bottom[i:j], size) for i, j in pairwise(bounds)]
 
 
 def encode(
@@ -178,20 +215,30 @@ def encode(
         dense mask.
     """
     pixels = window.cpu().numpy() if isinstance(window, Tensor) else window
-    height, width = size
-    columns = np.zeros((pixels.shape[1], pixels.shape[0] + 2), dtype=bool)
-    columns[:, 1:-1] = pixels.T
-    # Every column starts and ends with 0 here, so its changes are start, end, start, end ...
-    column, row = np.nonzero(columns[:, 1:] != columns[:, :-1])
-    edges = (column + origin[0]) * height + row + origin[1]
-    # Runs that go on from one column into the next one (window as high as the picture) are one.
-    joined = np.flatnonzero(edges[1:-1:2] == edges[2::2]) * 2 + 1
-    edges = np.delete(edges, np.concatenate([joined, joined + 1]))
-    counts = np.diff(edges, prepend=0, append=height * width)
-    if len(counts) > 1 and counts[-1] == 0:
-        counts = counts[:-1]
-    rle = coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
-    return {"size": [height, width], "counts": rle["counts"].decode()}
+    return of_window(pixels, origin, size).encode()
+
+
+def paste_all(instances: Instances, size: tuple[int, int]) -> list[Runs]:
+    """The masks of what a model found, or of labels.
+
+    Args:
+        instances: objects with ``logits``, in a frame of any size; or labels with ``masks``, in a
+            frame of ``size``.
+        size: (height, width) of the original picture.
+
+    Returns:
+        One mask an object, maybe empty, in a frame of ``size``.
+    """
+    if instances.logits is not None:
+        rois = enlarge(_scaled_boxes(instances, size), instances.margin)
+        return paste(instances.logits, rois, size)
+    if instances.masks is None or instances.size != size:
+        raise ValueError("needs logits, or masks in a frame of the picture's size")
+    origins = instances.masks.origins.tolist()
+    return [
+        of_window(window.cpu().numpy(), (x, y), size)
+        for window, (x, y) in zip(instances.masks.windows, origins, strict=True)
+    ]
 
 
 def to_records(
@@ -203,8 +250,7 @@ def to_records(
     """COCO results of one picture, in pixels of that picture.
 
     Args:
-        instances: objects with ``logits``, in a frame of any size; or labels with ``masks``,
-            in a frame of ``size``.
+        instances: see ``paste_all``.
         image_id: the picture's id.
         categories: the category table; label ``i`` is row ``i``.
         size: (height, width) of the original picture.
@@ -213,29 +259,53 @@ def to_records(
         One record an object, in their order: ``image_id``, ``category_id``, ``score`` (1 for
         labels), ``bbox`` (x, y, width, height) and ``segmentation`` (RLE, maybe empty).
     """
-    instances = instances.to("cpu")
-    scale_y, scale_x = size[0] / instances.size[0], size[1] / instances.size[1]
-    boxes = instances.boxes.double() * torch.tensor([scale_x, scale_y, scale_x, scale_y])
+    boxes = _scaled_boxes(instances, size).tolist()
     scores = [1.0] * len(boxes) if instances.scores is None else instances.scores.tolist()
-    records = []
-    for i, (box, label, score) in enumerate(
-        zip(boxes, instances.labels.tolist(), scores, strict=True)
-    ):
-        if instances.logits is not None:
-            window, origin = paste(instances.logits[i], box, size)
-        elif instances.masks is not None and instances.size == size:
-            x, y = instances.masks.origins[i].tolist()
-            window, origin = instances.masks.windows[i], (x, y)
-        else:
-            raise ValueError("to_records needs logits, or masks in a frame of the picture's size")
-        x1, y1, x2, y2 = box.tolist()
-        records.append(
-            {
-                "image_id": image_id,
-                "category_id": categories[label].id,
-                "score": score,
-                "bbox": [x1, y1, x2 - x1, y2 - y1],
-                "segmentation": encode(window, origin, size),
-            }
+    masks = paste_all(instances, size)
+    return [
+        {
+            "image_id": image_id,
+            "category_id": categories[label].id,
+            "score": score,
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "segmentation": mask.encode(),
+        }
+        for (x1, y1, x2, y2), label, score, mask in zip(
+            boxes, instances.labels.tolist(), scores, masks, strict=True
         )
-    return records
+    ]
+
+
+def touching(instances: Instances) -> Tensor:
+    """Which masks reach the edge of the RoI that they were predicted in: they may be cut there.
+
+    A side of the RoI that lies outside of the picture or on its border does not count. With
+    tight boxes and no ``margin`` every good mask reaches the edge: that is what a tight box is.
+    With a margin, a mask that does is cut off, or the box was far too small.
+
+    Args:
+        instances: objects with ``logits``, in the frame of their picture.
+
+    Returns:
+        ``[N]`` bool.
+    """
+    size = instances.size
+    rois = enlarge(_scaled_boxes(instances, size), instances.margin)
+    masks = torch.tensor([mask.box() for mask in paste_all(instances, size)]).reshape(-1, 4)
+    limit = torch.tensor([size[1], size[0]])
+    ends = (rois.view(-1, 2, 2) - 0.5).ceil().clamp(min=0).minimum(limit).long().flatten(1)
+    near = torch.cat([masks[:, :2] <= ends[:, :2], masks[:, 2:] >= ends[:, 2:]], 1)
+    inner = torch.cat([ends[:, :2] > 0, ends[:, 2:] < limit], 1)
+    return (near & inner).any(1) & (masks[:, 2] > masks[:, 0])
+
+
+def share_touching(pictures: Iterable[Instances]) -> float:
+    """The share, 0..1, of the masks in some pictures that are ``touching``; NaN without any."""
+    each = [touching(instances) for instances in pictures]
+    return float(torch.cat(each).double().mean()) if each else math.nan
+
+
+def _scaled_boxes(instances: Instances, size: tuple[int, int]) -> Tensor:
+    """Boxes ``[N, 4]`` float64 in a frame of another (height, width), on the CPU."""
+    y, x = size[0] / instances.size[0], size[1] / instances.size[1]
+    return instances.boxes.cpu().double() * torch.tensor([x, y, x, y], dtype=torch.float64)

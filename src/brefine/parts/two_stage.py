@@ -13,7 +13,7 @@ from brefine import losses
 from brefine.parts import roi
 from brefine.parts.backbone import Backbone
 from brefine.parts.box_head import BoxHead
-from brefine.parts.boxes import CONVENTIONS
+from brefine.parts.boxes import CONVENTIONS, enlarge
 from brefine.parts.masks import crop
 from brefine.parts.rpn import RPN
 from brefine.structures import Images, Instances
@@ -206,6 +206,7 @@ class TwoStage(nn.Module):
         given: Sequence[Instances] | None = None,
         *,
         features: Sequence[Tensor] | None = None,
+        margin: float = 0.0,
     ) -> list[Instances]:
         """Objects of each picture with mask logits of their class, best score first.
 
@@ -213,17 +214,21 @@ class TwoStage(nn.Module):
             images: the batch.
             given: boxes and labels to predict masks for, instead of detecting.
             features: of this batch, by `features`, if they are there already.
+            margin: share of a box's sides by which the RoI of its mask is larger, on every side.
         """
         features = self.trunk(images) if features is None else features
         if given is None:
             proposed: tuple[list[Tensor], list[Tensor], list[Tensor]] = self.rpn(features)
             proposals = self.rpn.propose(*proposed, images.sizes, training=False)
             given = self.box_head.detect(features, proposals, images.sizes)
-        rows = roi.rows([instances.boxes for instances in given])
+        rows = roi.rows([enlarge(instances.boxes, margin) for instances in given])
         labels = torch.cat([instances.labels for instances in given])
         logits = self._masks(features, rows, labels)
         parts = torch.split(logits, [len(instances) for instances in given])
-        return [replace(inst, logits=part) for inst, part in zip(given, parts, strict=True)]
+        return [
+            replace(inst, logits=part, margin=margin)
+            for inst, part in zip(given, parts, strict=True)
+        ]
 
     def _masks(self, features: Sequence[Tensor], rows: Tensor, labels: Tensor) -> Tensor:
         """Mask logits ``[R, S, S]``, a few RoIs at a time."""
