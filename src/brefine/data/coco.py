@@ -183,9 +183,18 @@ def parse_counts(texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.in
 
 def _draw_polygons(polygons: Sequence[Any], size: tuple[int, int]) -> Runs:
     """The union of polygons, as pycocotools draws them."""
-    height, width = size
+    return _runs(draw_compressed(polygons, size), size)
+
+
+def draw_compressed(polygons: Sequence[Any], size: tuple[int, int]) -> dict[str, Any]:
+    """The union of polygons as compressed RLE, its counts bytes, as pycocotools draws them.
+
+    Raises:
+        ValueError: no polygon, or one that pycocotools could not draw.
+    """
     checked = [points.tolist() for points in _check_polygons(polygons, size)]
-    return _runs(coco_mask.merge(coco_mask.frPyObjects(checked, height, width)), size)
+    rle: dict[str, Any] = coco_mask.merge(coco_mask.frPyObjects(checked, *size))
+    return rle
 
 
 def _runs(rle: dict[str, Any], size: tuple[int, int]) -> Runs:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from brefine.data.coco import CocoSet, box_and_area, decode
+from brefine.data.coco import CocoSet, box_and_area, decode, draw_compressed
 from brefine.metrics.boundary import Mask, band_width, boundary_band, shared_pixels
 from brefine.metrics.tape import Tape
 from brefine.progress import track
@@ -265,20 +265,20 @@ class _Objects:
         size: tuple[int, int],
     ) -> _Objects:
         """Records, best score first, or one line that says what is wrong with one of them."""
-        rles = [_with_text(record["segmentation"]) for _, record in records]
         try:
+            rles = [_compress(record["segmentation"], size) for _, record in records]
             tape = Tape.of(rles, size)
         except ValueError:
-            for (index, _), rle in zip(records, rles, strict=True):
+            for index, record in records:
                 try:
-                    decode(rle, size)
+                    decode(_compress(record["segmentation"], size), size)
                 except ValueError as error:
                     raise InputError(
                         f"{_where(index)}: {error}; give masks at the original size"
                     ) from None
             raise
-        labels, scores, boxes = [], [], []
-        for place, (index, record) in enumerate(records):
+        labels, scores = [], []
+        for index, record in records:
             category, score = record["category_id"], record["score"]
             if not isinstance(category, int) or category not in table:
                 raise InputError(
@@ -288,12 +288,11 @@ class _Objects:
                 raise InputError(f"{_where(index)}: score {score!r} is no finite number")
             labels.append(table[category])
             scores.append(score)
-            boxes.append(_box(record, index, tape, place))
         objects = cls(
             np.array([index for index, _ in records], dtype=np.int64),
             np.array(labels, dtype=np.int64),
             np.array(scores, dtype=np.float64),
-            np.array(boxes, dtype=np.float64).reshape(-1, 4),
+            _boxes(records, tape),
             tape.areas().astype(np.float64),
             np.zeros(len(records), dtype=bool),
             rles,
@@ -310,7 +309,8 @@ class _Objects:
         size: tuple[int, int],
     ) -> _Objects:
         """Annotations; ``bbox`` and ``area`` are theirs where they can be used."""
-        tape = Tape.of([entry["segmentation"] for entry in entries], size)
+        rles = [_compress(entry["segmentation"], size) for entry in entries]
+        tape = Tape.of(rles, size)
         areas = tape.areas()
         places = np.flatnonzero(areas)
         entries = [entries[i] for i in places.tolist()]
@@ -323,7 +323,7 @@ class _Objects:
             np.array([box for box, _ in chosen], dtype=np.float64).reshape(-1, 4),
             np.array([area for _, area in chosen], dtype=np.float64),
             np.array([bool(entry.get("iscrowd")) for entry in entries], dtype=bool),
-            [entry["segmentation"] for entry in entries],
+            [rles[i] for i in places.tolist()],
             tape,
             places,
         )
@@ -361,25 +361,40 @@ def _where(index: int) -> str:
     return f"result {index} (the first is 0)"
 
 
-def _with_text(rle: Any) -> Any:
-    """RLE whose counts are text, as in json; pycocotools makes bytes."""
-    if isinstance(rle, Mapping) and isinstance(rle.get("counts"), bytes):
-        return {**rle, "counts": rle["counts"].decode("ascii", "replace")}
-    return rle
+def _compress(segmentation: Any, size: tuple[int, int]) -> Any:
+    """Polygons as compressed RLE, and its counts as text; everything else as it is."""
+    if isinstance(segmentation, list):
+        segmentation = draw_compressed(segmentation, size)
+    if isinstance(segmentation, dict) and isinstance(segmentation.get("counts"), bytes):
+        return segmentation | {"counts": segmentation["counts"].decode("ascii", "replace")}
+    return segmentation
 
 
-def _box(record: Mapping[str, Any], index: int, tape: Tape, place: int) -> list[float]:
-    """The record's box, else the one around its mask; x, y, width, height."""
-    if "bbox" not in record:
-        x1, y1, x2, y2 = map(float, tape.boxes[place])
-        return [x1, y1, x2 - x1, y2 - y1]
+def _boxes(records: Sequence[tuple[int, Mapping[str, Any]]], tape: Tape) -> Floats:
+    """The records' boxes ``[D, 4]``, else those around their masks; x, y, width, height."""
+    boxes = []
+    for place, (_, record) in enumerate(records):
+        if "bbox" in record:
+            boxes.append(record["bbox"])
+        else:
+            x1, y1, x2, y2 = tape.boxes[place].tolist()
+            boxes.append([x1, y1, x2 - x1, y2 - y1])
+    array = _finite(boxes, (len(boxes), 4)) if boxes else np.zeros((0, 4))
+    if array is None:
+        index, box = next(
+            (i, b) for (i, _), b in zip(records, boxes, strict=True) if _finite(b, (4,)) is None
+        )
+        raise InputError(f"{_where(index)}: bbox {box!r} is not [x, y, width, height]")
+    return array
+
+
+def _finite(value: Any, shape: tuple[int, ...]) -> Floats | None:
+    """Nested lists as an array of finite numbers, or None if they are something else."""
     try:
-        box = [float(value) for value in record["bbox"]]
-    except (TypeError, ValueError):
-        box = []
-    if len(box) != 4 or not all(map(math.isfinite, box)):
-        raise InputError(f"{_where(index)}: bbox {record['bbox']!r} is not [x, y, width, height]")
-    return box
+        array = np.array(value, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return array if array.shape == shape and np.isfinite(array).all() else None
 
 
 def _overlap(
