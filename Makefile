@@ -16,7 +16,7 @@ WORKERS ?= 2
 OUT ?= demo
 SEED ?= 0
 
-.PHONY: setup demo test lint bench bench-losses bench-roi clean
+.PHONY: setup demo test lint bench bench-losses bench-roi bench-data clean
 
 setup: $(installed)
 
@@ -36,13 +36,16 @@ lint: $(installed)
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 
-bench: bench-losses bench-roi
+bench: bench-losses bench-roi bench-data
 
 bench-losses: $(installed)
 	$(PYTHON) benchmarks/losses.py
 
 bench-roi: $(installed)
 	$(PYTHON) benchmarks/roi.py
+
+bench-data: $(installed)
+	$(PYTHON) benchmarks/data.py
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
