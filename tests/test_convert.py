@@ -14,6 +14,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from brefine import cli
+from brefine.data.coco import decode
 from brefine.data.convert import convert
 from brefine.data.read import read
 from brefine.structures import InputError
@@ -93,6 +94,15 @@ def test_round_trip(to, sets):
         there = convert(start, folder / "there", to)
         before, after = counted(masks_of(folder / "start")), counted(masks_of(folder / "there"))
         assert after == before
+        if to == "masks":  # read from pixels, the run lengths are those of pycocotools
+            dataset = read(folder / "there", quiet=True)
+            for index, picture in enumerate(dataset.pictures):
+                for entry in dataset.annotations(index):
+                    runs = decode(entry["segmentation"], picture.size)
+                    dense = np.zeros(picture.size, dtype=bool)
+                    window, (x, y) = runs.window()
+                    dense[y : y + window.shape[0], x : x + window.shape[1]] = window
+                    assert entry["segmentation"] == dense_rle(dense)
         convert(folder / "there" / ("labels.json" if to == "coco" else ""), folder / "back", "coco")
         assert counted(masks_of(folder / "back")) == before
         total = there.as_dict()

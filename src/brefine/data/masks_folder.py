@@ -202,8 +202,9 @@ def split_ids(ids: NDArray[Any]) -> Iterator[tuple[int, Runs]]:
     for first, last in zip(cuts, np.append(cuts[1:], len(values)), strict=True):
         bounds = np.stack([starts[first:last], ends[first:last]], 1).reshape(-1)
         counts = np.diff(bounds, prepend=0, append=len(column))
-        # Runs come in pairs of 0 and 1; the last one of 0 has none.
-        yield int(values[first]), Runs(np.append(counts, 0), (ids.shape[0], ids.shape[1]))
+        # Runs come in pairs of 0 and 1; a last one of 0 has none, or no pixel either.
+        counts = np.append(counts, 0) if counts[-1] else counts[:-1]
+        yield int(values[first]), Runs(counts, (ids.shape[0], ids.shape[1]))
 
 
 def read_mask(path: Path, size: tuple[int, int], report: Report = refuse) -> NDArray[Any] | None:
