@@ -3,17 +3,24 @@
 import itertools
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import brefine
+from brefine import cli, weights
 from brefine import evaluate as ev
+from brefine.data.coco import CocoSet
+from brefine.data.toy import CATEGORIES
 from brefine.metrics import calibration as cal
 from brefine.metrics.calibration import Calibration
 from brefine.metrics.overlaps import compare
 from brefine.metrics.thresholds import BORROWED, Hits, choose, quality
+from brefine.structures import InputError
 from samples import random_records, random_set
 
 # --- the map -------------------------------------------------------------------------------------
@@ -262,10 +269,12 @@ def test_one_class_alone_has_its_own_best_and_nothing_right_has_a_half():
     assert choose(hits._replace(right=np.zeros(4, bool)), 2) == ([0.5, 0.5], 0.5)
     nothing = Hits.join([])
     assert choose(nothing, 2) == ([0.5, 0.5], 0.5)
-    assert quality(hits.scores, hits.right, 2, 0.7) == pytest.approx((4 / 5, 2 / 3, 1.0))
-    assert quality(hits.scores, hits.right, 2, 0.95)[::2] == (0.0, 0.0)
-    assert math.isnan(quality(hits.scores, hits.right, 2, 0.95).precision)
-    assert all(map(math.isnan, quality(hits.scores, hits.right, 0, 0.5)))
+    values = quality(hits.scores, hits.right, 2, 0.7)
+    assert values == pytest.approx({"F1": 4 / 5, "precision": 2 / 3, "recall": 1.0})
+    nothing = quality(hits.scores, hits.right, 2, 0.95)
+    assert (nothing["F1"], nothing["recall"]) == (0.0, 0.0)
+    assert math.isnan(nothing["precision"])
+    assert all(map(math.isnan, quality(hits.scores, hits.right, 0, 0.5).values()))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -289,3 +298,185 @@ def test_hits_are_what_ap_at_half_counts(seed):
         recall = right / (hits.true_labels == label).sum()
         steps = np.searchsorted(recall, np.linspace(0, 1, 101))
         assert ap == pytest.approx(np.append(precision, 0)[steps].mean())
+
+
+# --- stored with a model -------------------------------------------------------------------------
+
+STEEP = Calibration((0.0, 0.3, 0.31, 0.9, 1.0), (0.0, 0.001, 0.7, 0.701, 0.99))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_ap_is_that_of_the_scores_before(seed):
+    dataset = random_set(seed)
+    records = random_records(dataset, seed)
+    before = ev.evaluate_records(records, dataset)
+    for mapping in (STEEP, before.calibration):
+        mapped = [{**r, "score": float(mapping(r["score"]))} for r in records]
+        after = ev.evaluate_records(mapped, dataset)
+        for key, value in before.values.items():
+            if not key.startswith("calibration"):
+                assert after.values[key] == pytest.approx(value, abs=1e-12, nan_ok=True), key
+        # Thresholds move with the scores and keep the same detections.
+        for label in range(len(dataset.categories)):
+            kept = [r["score"] >= before.thresholds[label] for r in records]
+            assert kept == [r["score"] >= after.thresholds[label] for r in mapped]
+    assert before.values["calibration/error"] > 0.1
+    assert cal.calibration_error(
+        *(np.array(column) for column in zip(*hit_pairs(mapped, dataset), strict=True))
+    ) == pytest.approx(after.values["calibration/error"])
+
+
+def hit_pairs(records, dataset):
+    hits = Hits.join(Hits.of(o) for o in compare(records, dataset, kinds=("mask",)))
+    return zip(hits.scores, hits.right, strict=True)
+
+
+def test_no_objects_no_figures():
+    dataset = random_set(0)
+    records = random_records(dataset, 0)
+    dataset.objects.clear()
+    report = ev.evaluate_records(records, dataset)
+    for key in (
+        "threshold/F1",
+        "threshold/precision",
+        "calibration/error",
+        "calibration/error_mapped",
+    ):
+        assert math.isnan(report.values[key])
+
+
+def test_reports_come_back_whole(tmp_path):
+    dataset = random_set(1)
+    report = ev.evaluate_records(random_records(dataset, 1), dataset)
+    report.save(tmp_path)
+    again = ev.Report.load(tmp_path)
+    assert again.calibration == report.calibration != cal.IDENTITY
+    assert (again.overall, again.thresholds) == (report.overall, report.thresholds)
+    assert again.per_class["class 0"]["threshold/F1"] == report.per_class["class 0"]["threshold/F1"]
+
+
+@pytest.fixture
+def model(tiny_model, tmp_path):
+    return shutil.copytree(tiny_model, tmp_path / "model")
+
+
+def give(folder, calibration=STEEP, thresholds=(0.1, 0.2, 0.3, 0.4)):
+    weights.store(
+        folder,
+        thresholds=thresholds,
+        overall=0.25,
+        calibration=calibration,
+        scores={"mask/AP": 0.4321},
+    )
+
+
+def test_what_is_stored_comes_back_and_tensors_stay(model):
+    before = weights.load(model)
+    assert (before.calibration, before.overall) == (cal.IDENTITY, 0.5)
+    give(model, thresholds=(0.9, 0.8, 0.7, 0.6))
+    after = weights.load(model)
+    assert after.thresholds == [0.9, 0.8, 0.7, 0.6]
+    assert (after.calibration, after.overall) == (STEEP, 0.25)
+    assert (after.recipe, after.categories) == (before.recipe, before.categories)
+    old, new = before.segmenter.state_dict(), after.segmenter.state_dict()
+    assert all(torch.equal(value, new[key]) for key, value in old.items())
+    card = (model / "README.md").read_text()
+    assert "| 1 | 7 | cloud | 0.800 |" in card
+    assert "one threshold for all | 0.250" in card
+    assert "| mask/AP | 0.4321 |" in card
+    assert sorted(path.name for path in model.iterdir()) == sorted(weights.FILES)
+
+
+def rewrite(folder, change):
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "model.safetensors"
+    state = load_file(path)
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata()
+    change(header)
+    save_file(state, path, header)
+
+
+def test_older_models_load_as_before(model):
+    def forget(header):
+        del header["calibration"], header["overall"]
+
+    rewrite(model, forget)
+    loaded = weights.load(model)
+    assert (loaded.calibration, loaded.overall) == (cal.IDENTITY, 0.5)
+    assert loaded.thresholds == [0.1, 0.2, 0.3, 0.4]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "part"),
+    [
+        ("calibration", "{", "calibration is damaged"),
+        ("calibration", "[1, 2]", "calibration is damaged"),
+        ("calibration", '{"scores": [0, 1], "probabilities": [1, 0]}', "calibration is damaged"),
+        ("calibration", '{"scores": [0, 1], "probabilities": [0, NaN]}', "calibration is damaged"),
+        ("overall", "NaN", "finite threshold"),
+        ("overall", "[]", "thresholds are damaged"),
+    ],
+)
+def test_damaged_headers_are_one_line(model, key, value, part):
+    rewrite(model, lambda header: header.update({key: value}))
+    with pytest.raises(InputError, match=part) as caught:
+        weights.load(model)
+    assert "\n" not in str(caught.value)
+
+
+def test_predictors_give_probabilities_in_the_same_order(model):
+    picture = torch.randint(256, (3, 96, 128), dtype=torch.uint8)
+    raw = brefine.load(model, device="cpu")(picture, threshold=0)
+    assert len(raw) > 3
+    spread = np.quantile(raw.scores.numpy(), [0.3, 0.6])
+    found = Calibration((0.0, *spread.tolist(), 1.0), (0.0, 0.4, 0.41, 0.9))
+    limits = found(spread.mean())
+    give(model, found, [float(limits)] * len(CATEGORIES))
+    predictor = brefine.load(model, device="cpu")
+    mapped = predictor(picture, threshold=0)
+    assert torch.equal(mapped.boxes, raw.boxes)
+    assert mapped.scores.tolist() == found(raw.scores.numpy()).tolist()
+    assert len(set(mapped.scores.tolist())) == len(set(raw.scores.tolist()))
+    # The stored thresholds are probabilities, and so are those that are given.
+    kept = predictor(picture)
+    assert 0 < len(kept) < len(raw)
+    assert torch.equal(kept.boxes, raw[raw.scores >= spread.mean()].boxes)
+    assert len(predictor(picture, threshold=0.4)) == (mapped.scores >= 0.4).sum()
+    assert predictor.records(picture, 1, threshold=0)[0]["score"] == mapped.scores[0].item()
+
+
+def test_storing_learns_from_raw_scores_again_and_again(model, toy_set, capsys):
+    data = toy_set / "val.json"
+    plain = ev.evaluate(brefine.load(model, device="cpu"), CocoSet(data), progress=False)
+    arguments = ["evaluate", str(model), "--data", str(data), "--boxes", "detected"]
+    headers = []
+    for _ in range(2):
+        assert cli.main([*arguments, "--store"]) == 0
+        out = capsys.readouterr().out
+        assert "one threshold for all" in out
+        assert "calibration error" in out
+        stored = weights.load(model)
+        headers.append((stored.calibration, stored.thresholds, stored.overall))
+    assert headers[0] == headers[1]  # the first map is not taken for scores by the second
+    assert headers[0][0] == plain.calibration != cal.IDENTITY
+    assert headers[0][1] == plain.calibration(plain.thresholds).tolist()
+    again = ev.evaluate(brefine.load(model, device="cpu"), CocoSet(data), progress=False)
+    for key, value in plain.values.items():
+        if "AP" in key or "AR" in key or "given" in key:
+            assert again.values[key] == pytest.approx(value, abs=1e-12, nan_ok=True)
+    assert again.records[0]["score"] == plain.calibration(plain.records[0]["score"])
+
+
+def test_what_cannot_be_stored_is_one_line(model, toy_set, tmp_path, capsys):
+    (tmp_path / "records.json").write_text("[]")
+    data = ["--data", str(toy_set / "val.json"), "--store"]
+    for arguments in (
+        ["evaluate", str(tmp_path / "records.json"), *data],
+        ["evaluate", str(model), *data, "--boxes", "ground-truth"],
+    ):
+        assert cli.main(arguments) == 2
+        assert "which thresholds to store" in capsys.readouterr().err.splitlines()[-1]
+    assert weights.load(model).calibration == cal.IDENTITY

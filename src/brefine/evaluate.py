@@ -35,9 +35,11 @@ from brefine.data.lvis import FREQUENCIES
 from brefine.files import replacing
 from brefine.metrics import cityscapes
 from brefine.metrics.average_precision import MOST, MOST_FEDERATED, Tally, figures
+from brefine.metrics.calibration import IDENTITY, Calibration, calibration_error, cross_fitted, fit
 from brefine.metrics.mask_quality import Quality, ask, measure, rows_of, summarise
-from brefine.metrics.overlaps import KINDS, Overlaps, compare
+from brefine.metrics.overlaps import KINDS, compare
 from brefine.metrics.shards import gather, is_first, share
+from brefine.metrics.thresholds import Hits, choose, quality
 from brefine.parts.masks import to_records
 from brefine.progress import track
 from brefine.structures import Category, InputError
@@ -59,17 +61,37 @@ class Report:
             ``AR_L`` for the kinds ``box``, ``mask`` and ``boundary``, and
             ``given_boxes/{mask_iou,boundary_iou}`` with ``_S``, ``_M``, ``_L``. Kinds that
             were not asked for are absent. LVIS has ``AP_r``, ``AP_c``, ``AP_f``, too, and
-            ``AR300`` instead of the other three.
-        per_class: the same keys for each class name, ``threshold`` and ``objects``.
+            ``AR300`` instead of the other three. Also ``threshold/{F1,precision,recall}`` at
+            ``overall``, and ``calibration/error`` of the scores as they are and
+            ``calibration/error_mapped`` of probabilities that maps give which were fitted on the
+            other half of the pictures.
+        per_class: the same keys for each class name, without ``calibration``; and ``threshold``,
+            at which ``threshold/F1`` and its like are, and ``objects``.
         records: the COCO results evaluated.
-        thresholds: per label the score with the best F1 at mask IoU 0.5, to keep detections
-            that score at least this; 0.5 for a class without objects or true detections.
+        thresholds: per label the score from which on to keep detections, see
+            ``metrics.thresholds``.
+        overall: the same for all labels together.
+        calibration: from the records' scores to probabilities.
     """
 
     values: dict[str, float]
     per_class: dict[str, dict[str, float]]
     records: list[dict[str, Any]]
     thresholds: list[float]
+    overall: float = 0.5
+    calibration: Calibration = IDENTITY
+
+    def scoring(self) -> dict[str, Any]:
+        """What a model folder keeps: arguments of `weights.save` and `weights.store`.
+
+        Thresholds become probabilities, which is what `predict` compares them with.
+        """
+        return {
+            "thresholds": self.calibration(self.thresholds).tolist(),
+            "overall": float(self.calibration(self.overall)),
+            "calibration": self.calibration,
+            "scores": self.values,
+        }
 
     def as_dict(self) -> dict[str, Any]:
         """Everything but the records, ready for JSON: NaN becomes None."""
@@ -81,6 +103,8 @@ class Report:
             "values": plain(self.values),
             "per_class": {name: plain(values) for name, values in self.per_class.items()},
             "thresholds": self.thresholds,
+            "overall": self.overall,
+            "calibration": self.calibration.as_dict(),
         }
 
     def save(self, folder: Path) -> None:
@@ -99,7 +123,14 @@ class Report:
             return {key: math.nan if v is None else v for key, v in values.items()}
 
         per_class = {name: whole(values) for name, values in figures["per_class"].items()}
-        return cls(whole(figures["values"]), per_class, records, figures["thresholds"])
+        return cls(
+            whole(figures["values"]),
+            per_class,
+            records,
+            figures["thresholds"],
+            figures["overall"],
+            Calibration.parse(figures["calibration"]),
+        )
 
 
 def evaluate(
@@ -129,10 +160,27 @@ def evaluate(
         InputError: the model does not know a class of the data set, or a picture cannot be
             read or is not of the size its label says.
     """
+    seen = look(predictor, dataset, given_boxes=given_boxes, progress=progress, limit=limit)
+    found = [record for records, _ in seen for record in records]
+    report = _score(found, dataset, boundary=boundary, progress=progress, limit=limit)
+    if given_boxes:
+        report.values.update(summarise([one for _, objects in seen for one in objects]))
+    return report
+
+
+def look(
+    predictor: Predictor,
+    dataset: CocoSet,
+    *,
+    given_boxes: bool = True,
+    progress: bool = True,
+    limit: int | None = None,
+) -> list[Seen]:
+    """What a model finds in each picture; arguments and errors as in `evaluate`."""
     rows = rows_of(dataset, predictor)
     known = {category.id for category in dataset.categories}
 
-    def look(index: int) -> Seen:
+    def look_at(index: int) -> Seen:
         picture = dataset.pictures[index]
         asked = ask(dataset.target(index), rows) if given_boxes else None
         if asked:
@@ -143,12 +191,7 @@ def evaluate(
         records = [record for record in records if record["category_id"] in known]
         return records, measure(filled, asked) if asked else []
 
-    seen = _run(look, dataset, limit, "evaluate" if progress else None)
-    found = [record for records, _ in seen for record in records]
-    report = _score(found, dataset, boundary=boundary, progress=progress, limit=limit)
-    if given_boxes:
-        report.values.update(summarise([one for _, objects in seen for one in objects]))
-    return report
+    return _run(look_at, dataset, limit, "evaluate" if progress else None)
 
 
 def evaluate_records(
@@ -214,6 +257,7 @@ def evaluate_paths(
     given_boxes: bool = True,
     boundary: bool = True,
     official: bool = False,
+    store: bool = False,
     limit: int | None = None,
 ) -> dict[str, Report]:
     """A report for each model folder and each file of COCO results (json), by its path.
@@ -225,6 +269,7 @@ def evaluate_paths(
         given_boxes: of models, also the quality of the masks in true boxes.
         boundary: also compute Boundary AP.
         official: also compute the official score of Cityscapes.
+        store: write thresholds and calibration, as learnt from this set, into the model folders.
         limit: only the first so many pictures.
 
     Raises:
@@ -233,7 +278,12 @@ def evaluate_paths(
     """
     from brefine.predict import Predictor
 
-    opened = {str(path): _open(path) for path in paths}
+    opened = {str(path): open_path(path) for path in paths}
+    for name, source in opened.items():
+        if store and not (detected and isinstance(source, Predictor)):
+            raise InputError(f"{name}: only what a model detects says which thresholds to store")
+        if store and isinstance(source, Predictor):
+            source.calibration = IDENTITY  # the new one is of the scores as the model gives them
     labels = cityscapes.find_labels(dataset, limit) if official and detected else []
     reports = {}
     for name, source in opened.items():
@@ -257,10 +307,22 @@ def evaluate_paths(
             reports[name].values.update(scores.pop(""))
             for label, of_class in scores.items():
                 reports[name].per_class[label].update(of_class)
+        if store and isinstance(source, Predictor) and is_first():
+            _store(Path(name), source, dataset, reports[name])
     return reports
 
 
-def _open(path: Path) -> Predictor | list[dict[str, Any]]:
+def _store(folder: Path, predictor: Predictor, dataset: CocoSet, report: Report) -> None:
+    """Write into a model folder what a report says of its scores."""
+    from brefine import weights
+
+    learnt = report.scoring()
+    by_class = dict(zip(dataset.categories, learnt["thresholds"], strict=True))
+    learnt["thresholds"] = [by_class.get(c, learnt["overall"]) for c in predictor.categories]
+    weights.store(folder, **learnt)
+
+
+def open_path(path: Path) -> Predictor | list[dict[str, Any]]:
     """A model folder, or the COCO results in a file."""
     from brefine.predict import Predictor
 
@@ -303,11 +365,11 @@ def _score(
     federated = dataset.federated
     tally = Tally(len(dataset.categories), kinds, MOST_FEDERATED if federated else MOST)
     frequency = np.array(federated.frequency if federated else [])
-    hits: list[list[tuple[float, bool]]] = [[] for _ in dataset.categories]
+    parts: list[Hits] = []
     shown = progress and is_first()
     for overlaps in compare(given, dataset, kinds=kinds, limit=limit, progress=shown):
         tally.add(overlaps)
-        _add_hits(hits, overlaps)
+        parts.append(Hits.of(overlaps))
 
     names = _names(dataset.categories)
     values: dict[str, float] = {}
@@ -319,38 +381,24 @@ def _score(
         for i, name in enumerate(names):
             of_class = figures(curves, slice(i, i + 1))
             per_class[name].update({f"{kind}/{key}": value for key, value in of_class.items()})
+    hits = Hits.join(parts)
+    thresholds, overall = choose(hits, len(names))
     counts = tally.objects[:, 0].tolist()
-    thresholds = [_threshold(hits[i], counts[i]) for i in range(len(names))]
+    at_best = quality(hits.scores, hits.right, sum(counts), overall)
+    values |= {f"threshold/{key}": value for key, value in at_best.items()}
     for i, name in enumerate(names):
+        mine = hits.labels == i
+        at_best = quality(hits.scores[mine], hits.right[mine], counts[i], thresholds[i])
+        per_class[name] |= {f"threshold/{key}": value for key, value in at_best.items()}
         per_class[name].update(threshold=thresholds[i], objects=counts[i])
-    return Report(values, per_class, given, thresholds)
+    told = {"error": hits.scores, "error_mapped": cross_fitted(hits)}
+    for key, scores in told.items():
+        error = calibration_error(scores, hits.right) if sum(counts) else math.nan
+        values[f"calibration/{key}"] = error
+    return Report(values, per_class, given, thresholds, overall, fit(hits.scores, hits.right))
 
 
 def _names(categories: Sequence[Category]) -> list[str]:
     """Class names; one that is there twice gets its id."""
     count = Counter(category.name for category in categories)
     return [c.name if count[c.name] == 1 else f"{c.name} ({c.id})" for c in categories]
-
-
-def _add_hits(hits: Sequence[list[tuple[float, bool]]], overlaps: Overlaps) -> None:
-    """Append by label (score, found an object at mask IoU 0.5); what is ignored is left out."""
-    match = overlaps.match("mask")
-    hit = match >= 0
-    counts = np.where(hit, ~np.append(overlaps.crowd, False)[match], ~overlaps.excused["mask"])
-    rows = zip(overlaps.labels, overlaps.scores, hit, counts, strict=True)
-    for label, score, right, counted in rows:
-        if counted:
-            hits[label].append((float(score), bool(right)))
-
-
-def _threshold(hits: Sequence[tuple[float, bool]], objects: int) -> float:
-    """The score with the best F1; the highest score if several are; 0.5 if none is right."""
-    threshold, best, right = 0.5, 0.0, 0
-    scores = sorted(hits, reverse=True)
-    for i, (score, hit) in enumerate(scores):
-        right += hit
-        last = i + 1 == len(scores) or scores[i + 1][0] < score
-        f1 = 2 * right / (i + 1 + objects)
-        if last and f1 > best:
-            threshold, best = score, f1
-    return threshold

@@ -298,8 +298,7 @@ class Evaluation(L.Callback):
     def finish(self, model: nn.Module) -> None:
         """The last evaluation, with mask quality given ground-truth boxes, and ``last/``."""
         report = self.run(model, "end", given_boxes=True)
-        thresholds, scores = (report.thresholds, report.values) if report else (None, None)
-        self.save("last", model, thresholds, scores)
+        self.save("last", model, report)
         if report and self.writes:
             report.save(self.out)
 
@@ -322,27 +321,15 @@ class Evaluation(L.Callback):
             console.print(f"{when}: {', '.join(figures)}")
         if not report.values[BEST] <= self.best:
             self.best = report.values[BEST]
-            self.save("best", model, report.thresholds, report.values)
+            self.save("best", model, report)
         return report
 
-    def save(
-        self,
-        name: str,
-        model: nn.Module,
-        thresholds: list[float] | None,
-        scores: dict[str, float] | None,
-    ) -> None:
-        """Write a model folder inside the run folder."""
+    def save(self, name: str, model: nn.Module, report: Report | None) -> None:
+        """Write a model folder inside the run folder, with what the report says of its scores."""
         if not self.writes:
             return
-        weights.save(
-            self.out / name,
-            model,
-            self.recipe,
-            self.dataset.categories,
-            thresholds=thresholds,
-            scores=scores,
-        )
+        learnt = report.scoring() if report else {}
+        weights.save(self.out / name, model, self.recipe, self.dataset.categories, **learnt)
 
 
 def _describe(

@@ -1,7 +1,8 @@
 """Weights: a model is a folder, and training may start from what others have learnt.
 
-A model folder holds ``model.safetensors`` (with the category table and the thresholds in its
-header), ``recipe.yaml`` and ``README.md`` (the card). Nothing here ever unpickles objects.
+A model folder holds ``model.safetensors`` (with the category table, the thresholds and the map
+from scores to probabilities in its header), ``recipe.yaml`` and ``README.md`` (the card). Nothing
+here ever unpickles objects.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 import brefine
 from brefine.files import replacing
 from brefine.methods import create
+from brefine.metrics.calibration import IDENTITY, Calibration
 from brefine.recipe import Recipe
 from brefine.structures import Category, InputError, Segmenter
 
@@ -42,13 +44,17 @@ class Model(NamedTuple):
         segmenter: the module, in evaluation mode.
         recipe: it was trained with.
         categories: label ``i`` is row ``i``.
-        thresholds: the score from which ``predict`` reports a class, for each label.
+        thresholds: the probability from which ``predict`` reports a class, for each label.
+        overall: the one from which it would report all of them.
+        calibration: from the segmenter's scores to probabilities.
     """
 
     segmenter: Segmenter
     recipe: Recipe
     categories: list[Category]
     thresholds: list[float]
+    overall: float
+    calibration: Calibration
 
 
 def save(
@@ -58,6 +64,8 @@ def save(
     categories: Sequence[Category],
     *,
     thresholds: Sequence[float] | None = None,
+    overall: float = 0.5,
+    calibration: Calibration = IDENTITY,
     scores: Mapping[str, float] | None = None,
 ) -> None:
     """Write a model folder; an older one in its place is replaced when the new one is whole.
@@ -67,7 +75,9 @@ def save(
         model: as built from ``recipe.model``.
         recipe: goes into the folder.
         categories: one row a label.
-        thresholds: one a label, 0..1; None: 0.5.
+        thresholds: one a label, 0..1, of calibrated scores; None: ``overall``.
+        overall: one for all labels.
+        calibration: from scores to probabilities.
         scores: figures for the card, by name.
 
     Raises:
@@ -76,20 +86,50 @@ def save(
     folder = Path(folder)
     if folder.exists() and not (folder / FILES[0]).is_file() and any(folder.iterdir()):
         raise InputError(f"{folder}: holds something else than a model: name another folder")
-    thresholds = [0.5] * len(categories) if thresholds is None else list(thresholds)
+    thresholds = [overall] * len(categories) if thresholds is None else list(thresholds)
     header = {
         "format": "brefine",
         "version": brefine.__version__,
         "categories": json.dumps([category._asdict() for category in categories]),
-        "thresholds": json.dumps(thresholds),
+        **_scoring(thresholds, overall, calibration),
     }
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     with replacing(folder) as aside:
         aside.mkdir()
         save_file(state, aside / FILES[0], header)
         recipe.save(aside / FILES[1])
-        card = _card(folder.name, recipe, categories, thresholds, scores or {})
+        card = _card(folder.name, recipe, categories, thresholds, overall, scores or {})
         (aside / FILES[2]).write_text(card, encoding="utf-8")
+
+
+def store(
+    folder: Path | str,
+    *,
+    thresholds: Sequence[float],
+    overall: float,
+    calibration: Calibration,
+    scores: Mapping[str, float],
+) -> None:
+    """Give a model folder new thresholds, another calibration, and the card that goes with them.
+
+    The tensors stay, bit for bit. Arguments are those of `save`.
+
+    Raises:
+        InputError: no model folder, or it cannot be written.
+    """
+    folder = Path(folder)
+    weights = _model_file(folder)
+    recipe = Recipe.load(folder / FILES[1])
+    with _opened(weights) as file:
+        header = file.metadata()
+        categories = _read_header(header, weights)[0]
+        state = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
+    header |= _scoring(thresholds, overall, calibration)
+    with replacing(weights) as aside:
+        save_file(state, aside, header)
+    card = _card(folder.name, recipe, categories, thresholds, overall, scores)
+    with replacing(folder / FILES[2]) as aside:
+        aside.write_text(card, encoding="utf-8")
 
 
 def load(folder: Path | str, device: torch.device | str = "cpu") -> Model:
@@ -104,14 +144,15 @@ def load(folder: Path | str, device: torch.device | str = "cpu") -> Model:
     weights = _model_file(folder)
     recipe = Recipe.load(folder / FILES[1])
     with _opened(weights) as file:
-        categories, thresholds = _read_header(file.metadata(), weights)
+        categories, thresholds, overall, calibration = _read_header(file.metadata(), weights)
         build = recipe.model.method, len(categories)
         with torch.device("meta"):
             expected = cast(nn.Module, create(*build, **recipe.model.options)).state_dict()
         _check_fits(file, expected, weights)
         model = cast(nn.Module, create(*build, **recipe.model.options))
         model.load_state_dict({key: file.get_tensor(key) for key in expected})
-    return Model(cast(Segmenter, model.to(device).eval()), recipe, categories, thresholds)
+    segmenter = cast(Segmenter, model.to(device).eval())
+    return Model(segmenter, recipe, categories, thresholds, overall, calibration)
 
 
 def start(
@@ -443,24 +484,45 @@ def _read_state(path: Path) -> State:
     return state
 
 
+def _scoring(
+    thresholds: Sequence[float], overall: float, calibration: Calibration
+) -> dict[str, str]:
+    """The part of a file's metadata that says what scores mean."""
+    return {
+        "thresholds": json.dumps(list(thresholds)),
+        "overall": json.dumps(overall),
+        "calibration": json.dumps(calibration.as_dict()),
+    }
+
+
 def _read_header(
     header: Mapping[str, str] | None, path: Path
-) -> tuple[list[Category], list[float]]:
-    """Category table and thresholds from a file's metadata."""
+) -> tuple[list[Category], list[float], float, Calibration]:
+    """Category table, thresholds and calibration from a file's metadata.
+
+    Files of before calibration have neither an overall threshold nor a map.
+    """
     if not header or header.get("format") != "brefine":
         raise InputError(f"{path}: not written by brefine: its header has no format brefine")
     try:
         rows = json.loads(header["categories"])
         categories = [Category(int(row["id"]), str(row["name"])) for row in rows]
         thresholds = [float(value) for value in json.loads(header["thresholds"])]
+        overall = float(json.loads(header.get("overall", "0.5")))
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: its header's categories or thresholds are damaged") from error
-    if not categories or len(categories) != len(thresholds) or not all(map(isfinite, thresholds)):
+    finite = all(map(isfinite, [*thresholds, overall]))
+    if not categories or len(categories) != len(thresholds) or not finite:
         raise InputError(
             f"{path}: its header has {len(categories)} categories and thresholds {thresholds}: "
             "expected one finite threshold a category"
         )
-    return categories, thresholds
+    try:
+        knots = header.get("calibration")
+        calibration = IDENTITY if knots is None else Calibration.parse(json.loads(knots))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path}: its header's calibration is damaged: {error}") from error
+    return categories, thresholds, overall, calibration
 
 
 def _check_fits(file: Any, expected: State, path: Path) -> None:
@@ -488,6 +550,7 @@ def _card(
     recipe: Recipe,
     categories: Sequence[Category],
     thresholds: Sequence[float],
+    overall: float,
     scores: Mapping[str, float],
 ) -> str:
     """The text of a model's README."""
@@ -514,6 +577,8 @@ def _card(
     for label, (category, threshold) in enumerate(zip(categories, thresholds, strict=True)):
         title = category.name.replace("|", "\\|")
         lines.append(f"| {label} | {category.id} | {title} | {threshold:.3f} |")
+    if len(categories) > 1:
+        lines.append(f"| | | one threshold for all | {overall:.3f} |")
     if scores:
         lines += ["", "| score | value |", "|---|---|"]
         lines += [f"| {key} | {_figure(value)} |" for key, value in scores.items()]

@@ -77,6 +77,10 @@ class Calibration:
         return {"scores": list(self.scores), "probabilities": list(self.probabilities)}
 
 
+#: of scores that are left as they are
+IDENTITY = Calibration()
+
+
 def fit(scores: Floats, right: Flags) -> Calibration:
     """The map under which a score means how often such detections are right.
 
@@ -85,7 +89,7 @@ def fit(scores: Floats, right: Flags) -> Calibration:
         right: ``[D]``.
     """
     if not len(scores) or scores.min() < 0 or scores.max() > 1:
-        return Calibration()
+        return IDENTITY
     knots, values = _isotonic(scores, right) if len(scores) >= FEWEST else _platt(scores, right)
     values = (1 - SLOPE) * values + SLOPE * knots
     return Calibration(tuple(knots.tolist()), tuple(values.tolist()))

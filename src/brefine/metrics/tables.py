@@ -105,6 +105,31 @@ def print_classes(rows: Mapping[str, Report], console: Console) -> None:
         console.print(NONE)
 
 
+def print_thresholds(rows: Mapping[str, Report], console: Console) -> None:
+    """Print for each method the thresholds of its classes, what they keep, and calibration."""
+    for name, report in rows.items():
+        console.print(Text(name, overflow="fold"))
+        table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+        table.add_column("percent", overflow="fold")
+        for head in ("objects", "threshold", "probability", "F1", "precision", "recall"):
+            table.add_column(head, justify="right", no_wrap=True)
+        objects = sum(values["objects"] for values in report.per_class.values())
+        together = {"objects": objects, "threshold": report.overall, **report.values}
+        classes = {**report.per_class, "one threshold for all": together}
+        for title, values in classes.items():
+            limit = values["threshold"]
+            keys = ("threshold/F1", "threshold/precision", "threshold/recall")
+            cells = [f"{values['objects']:.0f}", f"{limit:.3f}"]
+            cells.append(_percent(float(report.calibration(limit))))
+            table.add_row(Text(title), *cells, *(_percent(values[key]) for key in keys))
+        console.print(table)
+        error, mapped = (report.values[f"calibration/{k}"] for k in ("error", "error_mapped"))
+        console.print(
+            f"calibration error: {_percent(error)} as scored, {_percent(mapped)} with a map "
+            "fitted on the other half of the pictures"
+        )
+
+
 def markdown(rows: Mapping[str, Report]) -> str:
     """The table of `print_table` in Markdown, ending in a line break."""
     keys, cells = table_cells(rows)

@@ -68,22 +68,22 @@ class Hits(NamedTuple):
         return cls(*map(np.concatenate, zip(nothing, *parts, strict=True)))
 
 
-class Quality(NamedTuple):
-    """Of what a threshold keeps, fractions 0..1."""
+def quality(scores: Floats, right: Flags, objects: int, threshold: float) -> dict[str, float]:
+    """How good those detections are that score at least the threshold.
 
-    f1: float  #: NaN where there is no object
-    precision: float  #: NaN where nothing is kept, or no object
-    recall: float  #: NaN where there is no object
-
-
-def quality(scores: Floats, right: Flags, objects: int, threshold: float) -> Quality:
-    """F1, precision and recall of the detections that score at least the threshold."""
+    Returns:
+        ``F1``, ``precision`` (NaN where nothing is kept) and ``recall``, fractions 0..1; all NaN
+        where there is no object.
+    """
     kept = scores >= threshold
     found, count = int(right[kept].sum()), int(kept.sum())
     if not objects:
-        return Quality(math.nan, math.nan, math.nan)
-    precision = found / count if count else math.nan
-    return Quality(2 * found / (count + objects), precision, found / objects)
+        return dict.fromkeys(("F1", "precision", "recall"), math.nan)
+    return {
+        "F1": 2 * found / (count + objects),
+        "precision": found / count if count else math.nan,
+        "recall": found / objects,
+    }
 
 
 def choose(hits: Hits, classes: int) -> tuple[list[float], float]:
