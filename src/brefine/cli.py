@@ -100,6 +100,10 @@ def evaluate(
         bool, typer.Option("--official", help="The official score of Cityscapes, too.")
     ] = False,
     classes: Annotated[bool, typer.Option("--classes", help="A table by class, too.")] = False,
+    store: Annotated[
+        bool,
+        typer.Option("--store", help="Keep thresholds and calibration from this set in MODEL."),
+    ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write every figure to this json.")] = None,
 ) -> None:
@@ -108,7 +112,7 @@ def evaluate(
 
     from brefine.data.read import read
     from brefine.evaluate import evaluate_paths
-    from brefine.metrics.tables import print_classes, print_kinds, print_table
+    from brefine.metrics.tables import print_classes, print_kinds, print_table, print_thresholds
 
     rows = evaluate_paths(
         models,
@@ -117,6 +121,7 @@ def evaluate(
         given_boxes=boxes != Boxes.DETECTED,
         boundary=boundary,
         official=official,
+        store=store,
         limit=limit,
     )
     if out:
@@ -125,6 +130,49 @@ def evaluate(
     print_kinds(rows, Console())
     if classes:
         print_classes(rows, Console())
+    if classes or store:
+        print_thresholds(rows, Console())
+
+
+@app.command()
+def compare(
+    systems: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="A B...",
+            help="Model folders, and COCO results (json) of any system; A is what the others are "
+            "compared with.",
+        ),
+    ],
+    data: Annotated[Path, typer.Option(help="The labels: COCO json or another format.")],
+    images: ImagesFolder = None,
+    boundary: Annotated[bool, typer.Option(help="Boundary AP, too.")] = True,
+    resamples: Annotated[int, typer.Option(min=100, help="Draws for the intervals.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write every figure there.")
+    ] = None,
+) -> None:
+    """Differences between systems, with intervals that say which are more than noise."""
+    from rich.console import Console
+
+    if len(systems) < 2:
+        raise typer.BadParameter("give two systems or more: nothing to compare one with")
+    from brefine.compare import compare, print_comparison
+    from brefine.data.read import read
+
+    found = compare(
+        systems,
+        read(data, images),
+        boundary=boundary,
+        resamples=resamples,
+        seed=seed,
+        limit=limit,
+    )
+    if json_file:
+        _write_json(json_file, found.as_dict())
+    print_comparison(found, Console())
 
 
 def _write_json(path: Path, value: Any) -> None:
