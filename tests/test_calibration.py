@@ -480,3 +480,23 @@ def test_what_cannot_be_stored_is_one_line(model, toy_set, tmp_path, capsys):
         assert cli.main(arguments) == 2
         assert "which thresholds to store" in capsys.readouterr().err.splitlines()[-1]
     assert weights.load(model).calibration == cal.IDENTITY
+
+
+def test_one_threshold_for_all_on_request(model, toy_set, tmp_path, capsys):
+    predictor = brefine.load(model, device="cpu")
+    scores = [
+        r["score"] for r in predictor.records(toy_set / "images/val_00000.png", 1, threshold=0)
+    ]
+    middle = float(np.median(scores))
+    weights.store(model, thresholds=[1.0] * 4, overall=middle, calibration=cal.IDENTITY, scores={})
+    found = []
+    for extra in ([], ["--threshold", "overall"], ["--threshold", str(middle)]):
+        arguments = [model, toy_set / "images/val_00000.png", "--out", tmp_path / "out", *extra]
+        assert cli.main(["predict", *map(str, arguments)]) == 0
+        found.append(json.loads((tmp_path / "out/predictions.json").read_text()))
+    assert found[0] == []
+    assert found[1] == found[2]
+    assert len(found[1]) == sum(score >= np.float32(middle) for score in scores) > 0
+    for wrong in ("all", "1.1", "nan"):
+        assert cli.main(["predict", str(model), "x.png", "--threshold", wrong]) == 2
+        assert "--threshold" in capsys.readouterr().err.splitlines()[-1]

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -55,6 +55,19 @@ def _formats(text: str) -> list[str]:
     if unknown:
         raise typer.BadParameter(f"--formats: {unknown[0]!r} is none of coco, png, overlay")
     return names
+
+
+def _threshold(text: str | None) -> float | Literal["overall"] | None:
+    """A number of 0..1, or ``overall``."""
+    if text is None or text == "overall":
+        return text  # type: ignore[return-value]
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise typer.BadParameter(f"--threshold: {text!r} is neither overall nor a number of 0 to 1")
+    return value
 
 
 Settings = Annotated[
@@ -190,8 +203,11 @@ def predict(
         "predictions"
     ),
     threshold: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, help="Lowest score.  [default: the model's, by class]"),
+        str | None,
+        typer.Option(
+            metavar="SCORE|overall",
+            help="Lowest score; overall: the model's, one for all.  [default: its own by class]",
+        ),
     ] = None,
     formats: Annotated[
         str, typer.Option(metavar="NAMES", help="What to write.")
@@ -205,14 +221,17 @@ def predict(
     ] = False,
 ) -> None:
     """Find the objects in pictures: COCO json, PNG masks, overlays."""
+    lowest = _threshold(threshold)
+
     from brefine.jobs import predict_files
     from brefine.predict import Predictor
 
+    predictor = Predictor.load(model)
     broken = predict_files(
-        Predictor.load(model),
+        predictor,
         pictures,
         out,
-        threshold=threshold,
+        threshold=predictor.overall if lowest == "overall" else lowest,
         formats=_formats(formats),
         data=data,
         images=images,
