@@ -80,6 +80,18 @@ def test_mask_grown_by_two_is_wrong_in_two_rings_outside():
     assert profile.pixels[0, 1, 0].tolist() == [3 * (32 * 42 - 30 * 40)] * 2
 
 
+def test_only_so_many_objects_of_a_size_are_looked_at(monkeypatch):
+    monkeypatch.setattr("brefine.metrics.profile.MOST", 3)
+    true = np.zeros((50, 50), bool)
+    true[20:30, 20:30] = True
+    profile = Profile()
+    for area in [100] * 5 + [2000] * 2:
+        profile.add(tight(true), tight(true), true.shape, area, (1, 1))
+    assert profile.seen.tolist() == [5, 3, 2, 0]
+    assert profile.pixels[:, 0, 0, 0].tolist() == [5 * 36, 3 * 36, 2 * 36, 0]
+    assert len(profile.areas) == len(profile.mask_ious) == 7
+
+
 def test_nothing_is_beyond_the_pictures_border():
     true = np.zeros((60, 60), bool)
     true[:, :30] = True  # its one outline is the column in the middle

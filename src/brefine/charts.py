@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 WIDTH, HEIGHT = 480, 300
-LEFT, RIGHT, TOP, BOTTOM = 46, 14, 12, 42  # margins around the plot
+LEFT, RIGHT, TOP, BOTTOM = 46, 14, 14, 54  # margins around the plot
 
 #: style sheet of the charts; colours ``c0`` ... ``c4`` are told apart by colour-blind people, too
 STYLE = """
@@ -23,13 +23,14 @@ STYLE = """
   --c3: #c79be8; --c4: #9aa3af; --grid: #2b3037; --axis: #5b636e; } }
 .c0 { --c: var(--c0); } .c1 { --c: var(--c1); } .c2 { --c: var(--c2); } .c3 { --c: var(--c3); }
 .c4 { --c: var(--c4); }
-.charts { display: grid; gap: 1rem; align-items: start;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); }
+.charts { display: grid; gap: 1rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 480px), 1fr)); }
+.charts.three { grid-template-columns: repeat(auto-fit, minmax(min(100%, 390px), 1fr)); }
 .chart { padding: 1rem 1.1rem .8rem; background: var(--card); border: 1px solid var(--rule);
   border-radius: 8px; }
 .chart figcaption { margin: 0 0 .6rem; font-size: .85rem; line-height: 1.4; }
 .chart figcaption b { display: block; color: var(--ink); font-size: .95rem; }
-.chart svg { background: none; border-radius: 0; overflow: visible; max-width: 640px;
+.chart svg { background: none; border-radius: 0; overflow: visible; max-width: 560px;
   margin: 0 auto; }
 .chart svg text { fill: var(--dim); stroke: none; font-weight: 400; font-size: 11.5px; }
 .chart svg text.name { fill: var(--ink); } .chart svg text.value { font-size: 10px; }
@@ -41,8 +42,8 @@ STYLE = """
 .chart path.dots { stroke-dasharray: 1.5 4; stroke-linecap: round; }
 .chart .dot, .chart .bar { fill: var(--c); } .chart .span { fill: var(--c); fill-opacity: .3; }
 .chart .back { fill: var(--c4); fill-opacity: .22; }
-.chart .cell { fill: var(--c0); } .chart .cell.wrong { fill: var(--c1); }
-.chart svg text.count { fill: var(--ink); text-anchor: middle; font-size: 8.5px; }
+.chart .cell { fill: var(--c0); } .chart .cell.off { fill: var(--c1); }
+.chart svg text.count { fill: var(--ink); text-anchor: middle; }
 .chart svg text.over { fill: var(--card); }
 .keys { display: flex; flex-wrap: wrap; gap: .15rem 1rem; justify-content: center;
   margin: .3rem 0 0; font-size: .82rem; color: var(--ink); }
@@ -106,11 +107,11 @@ class Line(NamedTuple):
 
 
 class Span(NamedTuple):
-    """A column of a plot: from ``low`` to ``high``, and a tick at ``mark``."""
+    """A column of a plot, from ``low`` to ``high``: a bar, or paler with a tick at ``mark``."""
 
     low: float
     high: float
-    mark: float
+    mark: float | None = None
 
 
 def lines(
@@ -124,7 +125,7 @@ def lines(
     guide_name: str = "",
     back: Sequence[tuple[float, float, float]] = (),
     back_name: str = "",
-    counts: Sequence[int] = (),
+    numbers: tuple[Sequence[str], Sequence[Sequence[str]]] | None = None,
 ) -> str:
     """A plot of lines.
 
@@ -138,7 +139,7 @@ def lines(
         guide_name: what it means; nothing leaves it out of the legend.
         back: gray columns behind everything: from x to x, and height 0..1 of the plot.
         back_name: what they mean.
-        counts: a number for each point, for the table only.
+        numbers: heads and rows of the table, if not those of the lines.
     """
     parts = [_frame(x, y)]
     for left, right, share in back:
@@ -164,14 +165,12 @@ def lines(
     if back_name:
         keys.append((back_name, '<rect class="back" x="4" width="18" height="10"/>'))
 
-    places = sorted({a for line in drawn for a, _ in line.points})
-    tables = [dict(line.points) for line in drawn]
-    rows = [[x.text(a), *(y.text(table.get(a, math.nan)) for table in tables)] for a in places]
-    heads = [x.name, *(line.name for line in drawn)]
-    if counts:
-        heads.append("number")
-        rows = [[*row, str(count)] for row, count in zip(rows, counts, strict=True)]
-    return _figure(title, note, "".join(parts), keys, heads, rows)
+    if numbers is None:
+        tables = [dict(line.points) for line in drawn]
+        places = sorted({place for table in tables for place in table})
+        rows = [[x.text(a), *(y.text(table.get(a, math.nan)) for table in tables)] for a in places]
+        numbers = [x.name, *(line.name for line in drawn)], rows
+    return _figure(title, note, "".join(parts), keys, *numbers)
 
 
 def columns(
@@ -197,43 +196,42 @@ def columns(
     """
     plot = WIDTH - LEFT - RIGHT
     share = plot / max(len(groups), 1)
-    parts = [_frame(Axis(x_name), y, ticks=False)]
+    parts = [_frame(Axis(x_name), y, ticks=False, drop=48 if counts else 38)]
     width = min(26.0, share * 0.72 / max(len(series), 1))
     for i, group in enumerate(groups):
         middle = LEFT + share * (i + 0.5)
-        parts.append(_text(middle, HEIGHT - BOTTOM + 15, group, "name"))
+        parts.append(_text(middle, HEIGHT - BOTTOM + 16, group, "name"))
         if counts:
-            parts.append(_text(middle, HEIGHT - BOTTOM + 27, _short(counts[i]), "value"))
+            parts.append(_text(middle, HEIGHT - BOTTOM + 29, _short(counts[i]), "value"))
         for j, (_, style, spans) in enumerate(series):
             span = spans[i]
-            if span is None or math.isnan(span.mark):
+            if span is None or math.isnan(span.high):
                 continue
             left = middle + (j - len(series) / 2) * width + 1
-            top, bottom, mark = (_y(y, v) for v in (span.high, span.low, span.mark))
-            kind = "bar" if span.high == span.mark else "span"
+            top, bottom = _y(y, span.high), _y(y, span.low)
+            kind = "bar" if span.mark is None else "span"
             parts.append(
                 f'<rect class="{kind} {style}" x="{left:.1f}" y="{top:.1f}" width="{width - 2:.1f}"'
                 f' height="{max(bottom - top, 0):.1f}"/>'
             )
-            if kind == "span":
+            if span.mark is not None:
                 parts.append(
-                    f'<rect class="bar {style}" x="{left:.1f}" y="{mark - 1.5:.1f}" '
+                    f'<rect class="bar {style}" x="{left:.1f}" y="{_y(y, span.mark) - 1.5:.1f}" '
                     f'width="{width - 2:.1f}" height="3"/>'
                 )
             elif width >= 18:
-                parts.append(
-                    _text(left + width / 2 - 1, top - 4, y.text(round(span.mark, 3)), "value")
-                )
+                text = y.text(round(span.high, 3))
+                parts.append(_text(left + width / 2 - 1, top - 4, text, "value"))
     keys = [
         (name, f'<rect class="bar {style}" x="6" width="14" height="10"/>')
         for name, style, _ in series
     ]
 
     def cell(span: Span | None) -> str:
-        if span is None or math.isnan(span.mark):
+        if span is None or math.isnan(span.high):
             return "-"
-        if span.high == span.mark:
-            return y.text(round(span.mark, 4))
+        if span.mark is None:
+            return y.text(round(span.high, 4))
         return " / ".join(y.text(round(v, 3)) for v in (span.low, span.mark, span.high))
 
     rows = [[group, *(cell(spans[i]) for *_, spans in series)] for i, group in enumerate(groups)]
@@ -265,7 +263,7 @@ def heat(
         right: cells (row, column) of another colour: those that are no mistake.
         table: heads and rows of the table below.
     """
-    side = 44 if len(rows) <= 8 else 30 if len(rows) <= 16 else 22
+    side, letter = (44, 13) if len(rows) <= 8 else (32, 11) if len(rows) <= 16 else (24, 9)
     left = 24 + 6.2 * max((min(len(name), 22) for name in rows), default=0)
     top = 34 + 4.6 * max((min(len(name), 22) for name in heads), default=0)
     parts = []
@@ -285,7 +283,7 @@ def heat(
         for j, count in enumerate(counts[i]):
             share = count / total
             x = left + side * j
-            kind = "cell" if (i, j) in right else "cell wrong"
+            kind = "cell" if (i, j) in right else "cell off"
             tip = f"<title>{html.escape(f'{name} → {heads[j]}: {count}')}</title>"
             parts.append(
                 f'<rect class="{kind}" x="{x + 0.5:.1f}" y="{y + 0.5:.1f}" width="{side - 1}" '
@@ -296,7 +294,8 @@ def heat(
                 over = "over" if share > 0.55 else ""
                 parts.append(
                     f'<text class="count {over}" x="{x + side / 2:.1f}" '
-                    f'y="{y + side / 2 + 3:.1f}">{_short(count)}</text>'
+                    f'y="{y + (side + letter * 0.7) / 2:.1f}" style="font-size:{letter}px">'
+                    f"{_short(count)}</text>"
                 )
     width, height = left + side * len(heads) + 60, top + side * len(rows) + 6
     drawing = "".join(parts)
@@ -318,11 +317,12 @@ def _figure(
         f'<span><svg viewBox="0 0 26 10" aria-hidden="true">{mark}</svg>{html.escape(name)}</span>'
         for name, mark in keys
     )
-    style = (
-        f' style="max-width:{size[0]:.0f}px;min-width:{min(size[0], 560):.0f}px"' if wide else ""
-    )
+    card = style = ""
+    if wide:  # as large as it is, but never too small to read
+        card = f' style="max-width:{max(size[0] + 40, 480):.0f}px"'
+        style = f' style="max-width:{size[0]:.0f}px;min-width:{min(size[0], 560):.0f}px"'
     return (
-        f'<figure class="chart"><figcaption><b>{html.escape(title)}</b>{html.escape(note)}'
+        f'<figure class="chart"{card}><figcaption><b>{html.escape(title)}</b>{html.escape(note)}'
         f'</figcaption><div class="wide"><svg viewBox="0 0 {size[0]:.0f} {size[1]:.0f}"{style} '
         f'role="img" aria-label="{html.escape(title)}"><title>{html.escape(title)}</title>'
         f"<desc>{html.escape(note)}</desc>{drawing}</svg></div>"
@@ -341,8 +341,8 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f'<div class="wide"><table>{"".join(lines)}</table></div>'
 
 
-def _frame(x: Axis, y: Axis, *, ticks: bool = True) -> str:
-    """Grid, axes, ticks and names."""
+def _frame(x: Axis, y: Axis, *, ticks: bool = True, drop: int = 38) -> str:
+    """Grid, axes, ticks and names, the x axis's ``drop`` pixels below it."""
     bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
     parts = []
     for value in y.ticks():
@@ -360,7 +360,7 @@ def _frame(x: Axis, y: Axis, *, ticks: bool = True) -> str:
         )
         parts.append(_text(at, bottom + 16, x.text(value)))
     parts.append(f'<line class="axis" x1="{LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
-    parts.append(_text((LEFT + right) / 2, HEIGHT - 4, x.name))
+    parts.append(_text((LEFT + right) / 2, bottom + drop, x.name))
     middle = (TOP + bottom) / 2
     parts.append(
         f'<text transform="translate(11 {middle:.1f}) rotate(-90)" text-anchor="middle">'

@@ -119,17 +119,26 @@ def evaluate(
     ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write every figure to this json.")] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="PAGE.html", help="Show curves, errors and pictures of one MODEL."),
+    ] = None,
 ) -> None:
     """Box, mask and Boundary AP, and mask quality in true boxes, one row a model."""
+    if report and len(models) > 1:
+        raise typer.BadParameter("--report: the page is about one MODEL, see also brefine compare")
+    if report and boxes == Boxes.TRUTH:
+        raise typer.BadParameter("--report: shows what is detected: not with --boxes ground-truth")
     from rich.console import Console
 
     from brefine.data.read import read
     from brefine.evaluate import evaluate_paths
     from brefine.metrics.tables import print_classes, print_kinds, print_table, print_thresholds
 
+    dataset = read(data, images)
     rows = evaluate_paths(
         models,
-        read(data, images),
+        dataset,
         detected=boxes != Boxes.TRUTH,
         given_boxes=boxes != Boxes.DETECTED,
         boundary=boundary,
@@ -145,6 +154,12 @@ def evaluate(
         print_classes(rows, Console())
     if classes or store:
         print_thresholds(rows, Console())
+    if report:
+        from brefine.report import write
+
+        for name, measured in rows.items():
+            write(report, name, measured, dataset, limit=limit)
+        print(f"report: {report}", file=sys.stderr)
 
 
 @app.command()

@@ -269,14 +269,27 @@ def _write(
     pen.text((x + margin - left, y + margin - top), text, ink, font)
 
 
-def inline(image: Image.Image, *, exact: bool = False, widest: int = WIDEST) -> str:
-    """A picture as a data address: PNG if every pixel counts, else JPEG."""
+def inline(
+    image: Image.Image, *, exact: bool = False, widest: int = WIDEST, most: int | None = None
+) -> str:
+    """A picture as a data address: PNG if every pixel counts, else JPEG.
+
+    Args:
+        image: the picture.
+        exact: every pixel counts.
+        widest: of a JPEG, pixels of the longer side.
+        most: of a JPEG, bytes: its quality falls until it has no more, or is poor.
+    """
     buffer = io.BytesIO()
     if exact:
         image.save(buffer, "PNG", optimize=True)
     else:
         image.thumbnail((widest, widest), Image.Resampling.LANCZOS)
-        image.save(buffer, "JPEG", quality=90, subsampling=0)
+        for quality in (90, 75, 50, 25):
+            buffer = io.BytesIO()
+            image.save(buffer, "JPEG", quality=quality, subsampling=0)
+            if most is None or buffer.tell() <= most:
+                break
     kind = "png" if exact else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
@@ -356,13 +369,16 @@ def legend(categories: Sequence[Category]) -> str:
     )
 
 
-def show(panel: Panel, categories: Sequence[Category], widest: int = WIDEST) -> str:
+def show(
+    panel: Panel, categories: Sequence[Category], *, widest: int = WIDEST, most: int | None = None
+) -> str:
     """One picture in HTML: input, label and methods in a row, zooms of the same columns below.
 
     Args:
         panel: the picture.
         categories: the category table.
         widest: pixels of the longer side in the page.
+        most: bytes of a picture, see `inline`.
     """
     size = (panel.picture.shape[1], panel.picture.shape[2])
     true = shapes_of(panel.label, size)
@@ -386,7 +402,8 @@ def show(panel: Panel, categories: Sequence[Category], widest: int = WIDEST) -> 
         cells.append(
             f"<figure><figcaption>{html.escape(name)}</figcaption>"
             f'<svg viewBox="0 0 {size[1]} {size[0]}" role="img" aria-label="{html.escape(name)}">'
-            f'<image href="{inline(image, widest=widest)}" width="{size[1]}" height="{size[0]}"/>'
+            f'<image href="{inline(image, widest=widest, most=most)}" width="{size[1]}" '
+            f'height="{size[0]}"/>'
             f"{marks}</svg></figure>"
         )
     width = band_width(size)

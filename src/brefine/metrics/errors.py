@@ -157,8 +157,12 @@ class ErrorTally:
         self.confusion = np.zeros((classes + 1, classes + 1), dtype=np.int64)
         self._objects, self._missed = np.zeros((2, classes), dtype=np.int64)
 
-    def add(self, overlaps: Overlaps) -> None:
-        """One more picture; of kinds ``mask`` and ``boundary``, across classes."""
+    def add(self, overlaps: Overlaps) -> Judged:
+        """One more picture; of kinds ``mask`` and ``boundary``, across classes.
+
+        Returns:
+            What became of all its detections and objects.
+        """
         judged = judge(overlaps)
         self._count(judged, 0)
         self._objects += np.bincount(
@@ -175,10 +179,11 @@ class ErrorTally:
 
         limits = np.asarray(self.thresholds, dtype=np.float64)
         kept = overlaps.take(overlaps.scores >= limits[overlaps.labels], overlaps.objects >= 0)
-        judged = judge(kept)
-        self._count(judged, 1)
-        self._keep_examples(kept, judged)
+        alone = judge(kept)
+        self._count(alone, 1)
+        self._keep_examples(kept, alone)
         self._confuse(kept)
+        return judged
 
     def ap50(self) -> float:
         """AP at mask IoU 0.5; NaN where there is no object."""

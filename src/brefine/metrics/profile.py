@@ -13,6 +13,7 @@ from brefine.metrics.overlaps import SIZES, Ints
 
 PIXELS = tuple(range(1, 17))  # distances from the true outline
 PERCENT = tuple(range(1, 11))  # the same, of the diagonal of the object's box
+MOST = 1000  # objects of each size whose pixels are looked at: enough, and the time is bounded
 
 Window = NDArray[np.bool_]
 
@@ -30,6 +31,7 @@ class Profile:
             ``PIXELS[i]``: number of pixels and of wrong ones.
         percent: ``[4, 2, 10, 2]``: the same, at a distance of at most ``PERCENT[i]`` percent of
             the diagonal of the object's box, and more than the percent before.
+        seen: ``[4]``, objects whose pixels were counted: the first ``MOST`` of each size.
         areas: of each object, true pixels.
         mask_ious: of each object.
         boundary_ious: of each object.
@@ -37,12 +39,14 @@ class Profile:
 
     pixels: Ints = field(init=False)
     percent: Ints = field(init=False)
+    seen: Ints = field(init=False)
     areas: list[float] = field(default_factory=list)
     mask_ious: list[float] = field(default_factory=list)
     boundary_ious: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.pixels = np.zeros((len(SIZES), 2, len(PIXELS), 2), dtype=np.int64)
+        self.seen = np.zeros(len(SIZES), dtype=np.int64)
         self.percent = np.zeros((len(SIZES), 2, len(PERCENT), 2), dtype=np.int64)
 
     def add(
@@ -60,6 +64,10 @@ class Profile:
         self.areas.append(area)
         self.mask_ious.append(ious[0])
         self.boundary_ious.append(ious[1])
+        sizes = [a for a, (low, high) in enumerate(SIZES.values()) if low <= area < high]
+        if self.seen[sizes[-1]] == MOST:
+            return
+        self.seen[sizes] += 1
         scale = float(np.hypot(*true[0].shape))
         shares = [int(scale * percent / 100) for percent in PERCENT]
         reach = max(PIXELS[-1], shares[-1])
@@ -69,9 +77,6 @@ class Profile:
         box = left, top, right, bottom
         truth, mine = cut(true, box), cut(found, box)
         wrong = truth ^ mine
-        sizes = [0] + [
-            a for a, (low, high) in enumerate(SIZES.values()) if a and low <= area < high
-        ]
         for side, region in enumerate((truth, ~truth)):
             self.pixels[sizes, side] += peel(region, wrong, PIXELS)
             self.percent[sizes, side] += peel(region, wrong, shares)
