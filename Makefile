@@ -16,7 +16,7 @@ WORKERS ?= 2
 OUT ?= demo
 SEED ?= 0
 
-.PHONY: setup demo test lint bench bench-losses bench-roi bench-data clean
+.PHONY: setup demo test lint bench bench-losses bench-roi bench-data bench-evaluate clean
 
 setup: $(installed)
 
@@ -36,7 +36,7 @@ lint: $(installed)
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 
-bench: bench-losses bench-roi bench-data
+bench: bench-losses bench-roi bench-data bench-evaluate
 
 bench-losses: $(installed)
 	$(PYTHON) benchmarks/losses.py
@@ -46,6 +46,9 @@ bench-roi: $(installed)
 
 bench-data: $(installed)
 	$(PYTHON) benchmarks/data.py
+
+bench-evaluate: $(installed)
+	$(PYTHON) benchmarks/evaluate.py
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

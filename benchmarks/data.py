@@ -76,10 +76,7 @@ def compare(
             peak = [0, 0]
             while child.poll() is None:
                 parts = [pss(process) for process in family(child.pid)]
-                peak = [
-                    max(old, sum(new))
-                    for old, new in zip(peak, zip(*parts, strict=True), strict=False)
-                ]
+                peak = [max(peak[i], sum(part[i] for part in parts)) for i in (0, 1)]
                 time.sleep(0.1)
             assert child.stdout is not None
             output = child.stdout.read()
