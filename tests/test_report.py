@@ -12,6 +12,7 @@ from PIL import Image
 from brefine import report as page
 from brefine.cli import main
 from brefine.data.coco import CocoSet
+from brefine.data.lvis import Federated
 from brefine.evaluate import evaluate_records
 from brefine.metrics.errors import ERRORS
 from brefine.metrics.findings import gather
@@ -236,6 +237,21 @@ def test_any_set_has_a_page(tmp_path, case):
         assert found.row("background")[3] == "-"
     if case == "80 classes":
         assert sum(row[0].startswith("class ") and len(row) == 10 for row in found.rows) == 80
+
+
+def test_lvis_has_a_page(tmp_path):
+    dataset = one_of(3, 5, 5, seed=1)
+    dataset.federated = Federated(("r", "c", "f"), ((0, 1, 2),) * 5, ((1,),) * 5)
+    report = write(tmp_path / "page.html", dataset, random_records(dataset, 1))
+    found = check(tmp_path / "page.html")
+    for letter in "rcf":
+        assert found.row(f"AP_{letter}")[0] == f"{100 * report.values[f'mask/AP_{letter}']:.1f}"
+    assert found.row("AR300")
+    # Class 1 is nowhere labelled exhaustively: nothing of it can be invented.
+    name, other = (dataset.categories[i].name for i in (1, 0))
+    listed = {tuple(row[:2]) for row in found.rows if len(row) == 3}
+    assert ("(nothing there)", name) not in listed
+    assert ("(nothing there)", other) in listed
 
 
 def test_matrix_of_many_classes_loses_nothing():
