@@ -16,7 +16,7 @@ WORKERS ?= 2
 OUT ?= demo
 SEED ?= 0
 
-.PHONY: setup demo test lint bench bench-losses bench-roi bench-data bench-evaluate clean
+.PHONY: setup demo test lint bench bench-losses bench-roi bench-data bench-evaluate bench-predict clean
 
 setup: $(installed)
 
@@ -36,7 +36,7 @@ lint: $(installed)
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 
-bench: bench-losses bench-roi bench-data bench-evaluate
+bench: bench-losses bench-roi bench-data bench-evaluate bench-predict
 
 bench-losses: $(installed)
 	$(PYTHON) benchmarks/losses.py
@@ -49,6 +49,9 @@ bench-data: $(installed)
 
 bench-evaluate: $(installed)
 	$(PYTHON) benchmarks/evaluate.py
+
+bench-predict: $(installed)
+	$(PYTHON) benchmarks/predict.py
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -78,7 +78,7 @@ class BoundaryEval(COCOeval):
 
 
 def reference(dataset, records, kind):
-    """The 6 figures of pycocotools, NaN for its -1."""
+    """The 12 figures of pycocotools, NaN for its -1."""
     truth = COCO()
     truth.dataset = json.loads(json.dumps(dataset.ground_truth()))
     records = json.loads(json.dumps(records))
@@ -93,9 +93,10 @@ def reference(dataset, records, kind):
         result.accumulate()
         result.summarize()
     names = ["AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L"]
+    names += ["AR1", "AR10", "AR100", "AR_S", "AR_M", "AR_L"]
     return {
         f"{kind}/{name}": math.nan if value == -1 else value
-        for name, value in zip(names, result.stats, strict=False)
+        for name, value in zip(names, result.stats, strict=True)
     }
 
 

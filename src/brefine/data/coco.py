@@ -152,7 +152,8 @@ def parse_counts(texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.in
         texts: N counts.
 
     Returns:
-        The numbers of all, one after the other, and ``[N + 1]``, where those of each begin.
+        The numbers of all, one after the other, and ``[N + 1]``, where those of each begin. They
+        come in pairs: where their number is odd, a 0 is added.
 
     Raises:
         ValueError: one is damaged.
@@ -163,22 +164,33 @@ def parse_counts(texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.in
     last = digits < 32
     if not all(texts) or stops[-1] != len(digits) or digits.max() > 63 or not last[stops - 1].all():
         raise ValueError("RLE counts are damaged")
-    ends = np.flatnonzero(last)
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    lengths = ends - starts + 1
-    if lengths.max() > 7:  # seven digits hold every 32-bit number
+    ends = last.nonzero()[0]
+    lengths = ends - np.concatenate([[-1], ends[:-1]])
+    longest = int(lengths.max())
+    if longest > 7:  # seven digits hold every 32-bit number
         raise ValueError("RLE counts are damaged")
-    place = np.arange(len(digits)) - starts.repeat(lengths)
-    values = np.add.reduceat((digits & 31).astype(np.int64) << (5 * place), starts)
-    values -= np.where(digits[ends] & 16, np.int64(1) << (5 * lengths), 0)
-    first = ends.searchsorted(np.concatenate([[0], stops]))
-    begin, several = first[:-1], first[1:] - first[:-1]
-    number = np.arange(len(values)) - begin.repeat(several)
-    for parity in (1, 2):  # sums over every other number, from its own text on
-        chosen = (number >= parity) & ((number - parity) & 1 == 0)
-        sums = np.where(chosen, values, 0).cumsum()
-        values = np.where(chosen, sums - sums[begin].repeat(several), values)
-    return values, first
+    highest = digits[ends].astype(np.int64)
+    values = highest - ((highest & 16) << 1)
+    for place in range(1, longest):  # downwards from the highest digit
+        more = (lengths > place).nonzero()[0]
+        values[more] = (values[more] << 5) | (digits[ends[more] - place] & 31)
+
+    numbers = ends.searchsorted(stops)
+    numbers[1:] -= numbers[:-1].copy()
+    odd = numbers & 1
+    first = np.concatenate([[0], (numbers + odd).cumsum()])
+    counts = np.zeros(first[-1], dtype=np.int64)
+    counts[np.arange(len(values)) + (odd.cumsum() - odd).repeat(numbers)] = values
+    start, pairs = first[:-1], (numbers + odd) // 2
+    initial = counts[start]
+    counts[start] = 0
+    for parity in (0, 1):  # sums over every other number, from its own text on
+        sums = counts[parity::2].cumsum()
+        before = sums[start // 2] - counts[start + parity]
+        counts[parity::2] = sums - before.repeat(pairs)
+    counts[start] = initial
+    counts[first[1:][odd == 1] - 1] = 0
+    return counts, first
 
 
 def _draw_polygons(polygons: Sequence[Any], size: tuple[int, int]) -> Runs:
@@ -200,7 +212,7 @@ def draw_compressed(polygons: Sequence[Any], size: tuple[int, int]) -> dict[str,
 def _runs(rle: dict[str, Any], size: tuple[int, int]) -> Runs:
     """Run lengths of what pycocotools made."""
     lengths, _ = parse_counts([rle["counts"].decode()])
-    return Runs(np.append(lengths, 0) if len(lengths) % 2 else lengths, size)
+    return Runs(lengths, size)
 
 
 def draw(

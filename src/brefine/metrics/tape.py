@@ -61,17 +61,12 @@ class Tape:
         if not texts:
             return None
         try:
-            values, first = parse_counts(texts)
+            counts, first = parse_counts(texts)
         except ValueError:
             return None
-        # One more run of no length where their number is odd.
-        lengths = first[1:] - first[:-1]
-        start = np.concatenate([[0], (lengths + lengths % 2).cumsum()])
-        counts = np.zeros(start[-1], dtype=np.int64)
-        counts[np.arange(len(values)) + (start - first)[:-1].repeat(lengths)] = values
-        if values.min() < 0 or np.any(np.add.reduceat(counts, start[:-1]) != size[0] * size[1]):
+        if counts.min() < 0 or np.any(np.add.reduceat(counts, first[:-1]) != size[0] * size[1]):
             return None
-        return cls(counts, start, size)
+        return cls(counts, first, size)
 
     def __len__(self) -> int:
         return len(self.first) - 1
