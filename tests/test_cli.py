@@ -85,7 +85,7 @@ def test_train_evaluate_predict_info(
     assert code == 0, err
     assert out.strip() == "p"
     assert {path.name for path in Path("p").iterdir()} == {
-        "predictions.json", "masks", "overlays",
+        "predictions.json", "idmaps", "overlays",
     }  # fmt: skip
 
     code, out, err = run("info", "runs/tiny/best", "--size", "96x128")
@@ -143,11 +143,14 @@ def test_skip_broken_names_them_and_says_so_in_the_exit_code(
     Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_text("text")
     arguments = ("predict", tiny_model, tmp_path, "--out", tmp_path.parent / "out")
-    one_line(run(*arguments), "b.png")
+    code, out, err = run(*arguments, "--save", "coco")
+    assert (code, out) == (2, "")
+    assert "out.part: 1 of 2 pictures are done: the same command with --resume goes on" in err
+    assert "b.png" in err.splitlines()[-1]
     assert not (tmp_path.parent / "out").exists()
-    code, _, err = run(*arguments, "--skip-broken", "--formats", "coco")
+    code, _, err = run(*arguments, "--save", "coco", "--resume", "--skip-broken")
     assert code == 2
-    assert "b.png" in err
+    assert "b.png: no picture" in err.splitlines()[-1]
     assert [path.name for path in (tmp_path.parent / "out").iterdir()] == ["predictions.json"]
 
 
@@ -310,7 +313,7 @@ MISTAKES: list[tuple[Sequence[str], Sequence[str]]] = [
     (["predict", "model", "*.nope"], ["*.nope: no pictures there"]),
     (["predict", "model", "ok.png", "--out", "toy"], ["toy: holds something else"]),
     (["predict", "model", "ok.png", "--out", "good.yaml"], ["good.yaml"]),
-    (["predict", "model", "ok.png", "--formats", "coco,pgn"], ["'pgn' is none of"]),
+    (["predict", "model", "ok.png", "--save", "coco,pgn"], ["'pgn' is none of"]),
     (["predict", "model", "ok.png", "--threshold", "high"], ["--threshold"]),
     (["predict", "model", "ok.png", "--threshold", "7"], ["--threshold"]),
     (["info", "none.yaml"], ["none.yaml: no such recipe"]),

@@ -7,7 +7,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from brefine.evaluate import evaluate_records
-from brefine.formats import write_coco, write_mask_pngs
+from brefine.formats.rasters import write_idmap
+from brefine.formats.records import Predicted, write_coco
 from brefine.structures import Category, InputError
 from samples import dense_rle, random_records, random_set
 
@@ -30,6 +31,10 @@ def square(y, x, side, size=SIZE):
     mask = np.zeros(size, dtype=bool)
     mask[y : y + side, x : x + side] = True
     return mask
+
+
+def found(name, records, size=SIZE):
+    return Predicted(name, name, size, records)
 
 
 def read(folder, name="a"):
@@ -70,7 +75,7 @@ def test_id_map_has_the_best_score_on_top(tmp_path):
     scores = [0.9, 0.5, 0.5, 0.7]
     names = [Category(3, "star, big"), Category(8, "gear")]
     records = [record(m, s, c) for m, s, c in zip(masks, scores, [3, 8, 5, 3], strict=True)]
-    write_mask_pngs(tmp_path, "a.jpg", records, SIZE, names)
+    write_idmap(tmp_path, found("a.jpg", records), names)
     ids, rows = read(tmp_path)
     expected = np.zeros(SIZE, int)
     expected[masks[2]] = 3
@@ -90,7 +95,7 @@ def test_id_map_against_pycocotools(tmp_path):
     records = random_records(dataset, 3)
     for picture in dataset.pictures:
         mine = [r for r in records if r["image_id"] == picture.id]
-        write_mask_pngs(tmp_path, f"{picture.id}.png", mine, picture.size)
+        write_idmap(tmp_path, found(f"{picture.id}.png", mine, picture.size))
         ids, rows = read(tmp_path, str(picture.id))
         masks = [coco_mask.decode(r["segmentation"]).astype(bool) for r in mine]
         for k, (mask, row) in enumerate(zip(masks, rows, strict=True), 1):
@@ -106,11 +111,11 @@ def test_id_map_against_pycocotools(tmp_path):
 
 def test_more_than_255_objects_and_none(tmp_path):
     records = [record(square(i // 60, i % 60, 1), 0.5) for i in range(300)]
-    write_mask_pngs(tmp_path, "a", records, SIZE)
+    write_idmap(tmp_path, found("a", records))
     ids, rows = read(tmp_path)
     assert ids.max() == 300
     assert len(rows) == 300
-    write_mask_pngs(tmp_path, "a", [], SIZE)  # an earlier run's files are replaced
+    write_idmap(tmp_path, found("a", []))  # an earlier run's files are replaced
     ids, rows = read(tmp_path)
     assert not ids.any()
     assert ids.shape == SIZE
@@ -118,23 +123,22 @@ def test_more_than_255_objects_and_none(tmp_path):
 
 
 def test_names_stay_inside_the_folder(tmp_path):
-    write_mask_pngs(tmp_path, "day.1/a.b.jpg", [], SIZE)
+    write_idmap(tmp_path, found("day.1/a.b.jpg", []))
     assert (tmp_path / "day.1" / "a.b.png").exists()
     assert (tmp_path / "day.1" / "a.b.csv").exists()
     for name in ("../a.jpg", "/a.jpg", "x/../../a", ""):
         with pytest.raises(InputError, match="stay inside"):
-            write_mask_pngs(tmp_path, name, [], SIZE)
+            write_idmap(tmp_path, found(name, []))
 
 
 def test_wrong_records_are_named(tmp_path):
+    wrong = record(np.ones((4, 4)), 0.5)
     with pytest.raises(InputError, match="record 1 does not fit"):
-        write_mask_pngs(
-            tmp_path, "a", [record(square(0, 0, 3), 0.5), record(np.ones((4, 4)), 0.5)], SIZE
-        )
+        write_idmap(tmp_path, found("a", [record(square(0, 0, 3), 0.5), wrong]))
     assert not list(tmp_path.iterdir())
     many = [record(square(0, 0, 1), 0.5)] * 65_536
     with pytest.raises(InputError, match="65536 objects"):
-        write_mask_pngs(tmp_path, "a", many, SIZE)
+        write_idmap(tmp_path, found("a", many))
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match="cannot write"):
         write_coco(tmp_path / "file" / "results.json", [])

@@ -1,7 +1,5 @@
-"""From pictures to objects: frames, thresholds, every kind of input, files in and out."""
+"""From pictures to objects: frames, thresholds, every kind of input."""
 
-import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +14,7 @@ from torch import Tensor, nn
 
 import brefine
 from brefine.data.coco import CocoSet
-from brefine.jobs import predict_files
 from brefine.predict import Predictor
-from brefine.sources import find_pictures
 from brefine.structures import Category, Images, InputError, Instances
 
 CATEGORIES = [Category(7, "a"), Category(30, "b")]
@@ -41,7 +37,12 @@ class Oracle(nn.Module):
         return None
 
     def predict(
-        self, images: Images, given: Sequence[Instances] | None = None, *, features: None = None
+        self,
+        images: Images,
+        given: Sequence[Instances] | None = None,
+        *,
+        features: None = None,
+        margin: float = 0.0,
     ) -> list[Instances]:
         assert not self.training
         assert torch.is_inference_mode_enabled()
@@ -125,7 +126,6 @@ def test_every_input_gives_the_same(tmp_path: Path, tiny_model: Path) -> None:
     "wrong",
     [
         np.zeros((3, 4, 5), np.uint8),
-        np.zeros((4, 5), np.uint8),
         np.zeros((4, 5, 3), np.float32),
         np.zeros((0, 5, 3), np.uint8),
         torch.zeros(4, 5, 3, dtype=torch.uint8),
@@ -148,6 +148,24 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     Image.new("RGB", (40, 20)).save(tmp_path / "x.jpg", exif=exif)
     assert predictor()(tmp_path / "x.jpg").size == (40, 20)
     assert predictor()(Image.open(tmp_path / "x.jpg")).size == (40, 20)
+
+
+def test_several_pictures_give_what_each_gives_alone(tiny_model: Path) -> None:
+    p = brefine.load(tiny_model, device="cpu")
+    pictures = [picture(*size) for size in [(50, 70), (70, 50), (50, 70), (9, 200), (50, 70)]]
+    passes = []
+    p.model.trunk.register_forward_hook(lambda *_: passes.append(1))  # type: ignore[attr-defined]
+    together = p.several(pictures, threshold=0)
+    assert len(passes) == 3  # one a size
+    assert p.several([]) == []
+    for pixels, found in zip(pictures, together, strict=True):
+        alone = p(pixels, threshold=0)
+        assert len(alone)
+        assert found.size == alone.size
+        for name in ("boxes", "labels", "scores", "logits"):
+            torch.testing.assert_close(getattr(found, name), getattr(alone, name))
+    limits = [len(found) for found in p.several(pictures)]
+    assert limits == [len(p(pixels)) for pixels in pictures]
 
 
 def test_given_boxes_keep_frame_order_and_labels() -> None:
@@ -207,93 +225,3 @@ def test_records_are_coco_results() -> None:
     ys, xs = mask.nonzero()
     assert (xs.min(), xs.max() + 1) == pytest.approx((16, 96), abs=1)
     assert (ys.min(), ys.max() + 1) == pytest.approx((18, 63), abs=1)
-
-
-# --- files
-
-
-def write_pictures(folder: Path, *names: str) -> None:
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (40, 30), "red").save(folder / name)
-
-
-def test_files_folders_and_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    write_pictures(tmp_path, "in/b.png", "in/a.JPG", "in/deep/a.png", "other/c.png", "odd[1].png")
-    Path("in/notes.txt").touch()
-    assert list(find_pictures(["in"])) == ["a.JPG", "b.png", "deep/a.png"]
-    assert list(find_pictures(["other/c.png", "in"])) == ["c.png", "a.JPG", "b.png", "deep/a.png"]
-    assert list(find_pictures(["in/*.png"])) == ["b.png"]
-    assert list(find_pictures(["oth*/*.png"])) == ["c.png"]
-    assert list(find_pictures(["odd[1].png"])) == ["odd[1].png"]  # a name, not a pattern
-    assert list(find_pictures(["in/b.png", "in/*.png"])) == ["b.png"]  # twice is once
-    for sources, part in [
-        (["nope.png"], "nope.png: no such picture"),
-        (["no*pe.png"], "no*pe.png: no pictures there"),
-        (["in", "in/deep/a.png"], "into two folders"),
-        ([Path("in/deep"), "in/a.JPG"], "into two folders"),
-    ]:
-        with pytest.raises(InputError) as caught:
-            find_pictures(sources)  # type: ignore[arg-type]
-        assert part in str(caught.value)
-
-
-def test_outputs(tmp_path: Path) -> None:
-    write_pictures(tmp_path / "in", "a.png", "deep/b.jpg")
-    out = tmp_path / "out"
-    assert predict_files(predictor(), [tmp_path / "in"], out) == []
-    records = json.loads((out / "predictions.json").read_text())
-    assert [r["image_id"] for r in records] == ["a.png", "a.png", "deep/b.jpg", "deep/b.jpg"]
-    assert (out / "overlays" / "a.png").is_file()
-    assert Image.open(out / "overlays" / "deep" / "b.png").size == (40, 30)
-    assert any(path.is_file() for path in (out / "masks").rglob("a*.png"))
-    assert any(path.is_file() for path in (out / "masks" / "deep").rglob("b*.png"))
-    # An older result is replaced as a whole; nothing is left beside it.
-    predict_files(predictor(), [tmp_path / "in" / "a.png"], out, formats=["coco"])
-    assert [path.name for path in out.iterdir()] == ["predictions.json"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
-
-
-def test_broken_picture_stops_and_keeps_the_old(tmp_path: Path) -> None:
-    write_pictures(tmp_path / "in", "a.png", "c.png")
-    out = tmp_path / "out"
-    predict_files(predictor(), [tmp_path / "in"], out)
-    before = (out / "predictions.json").read_bytes()
-    (tmp_path / "in" / "b.png").write_text("no picture")
-    with pytest.raises(InputError, match=r"b\.png: no picture"):
-        predict_files(predictor(), [tmp_path / "in"], out, threshold=0)
-    assert (out / "predictions.json").read_bytes() == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
-
-
-def test_broken_picture_is_skipped_on_request(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_pictures(tmp_path / "in", "a.png", "c.png")
-    (tmp_path / "in" / "b.png").write_text("no picture")
-    out = tmp_path / "out"
-    broken = predict_files(predictor(), [tmp_path / "in"], out, skip_broken=True)
-    assert [path.name for path in broken] == ["b.png"]
-    assert "b.png: no picture" in " ".join(capsys.readouterr().err.split())
-    records = json.loads((out / "predictions.json").read_text())
-    assert {record["image_id"] for record in records} == {"a.png", "c.png"}
-
-
-def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
-    write_pictures(tmp_path, "a.png")
-    with pytest.raises(InputError, match="holds something else"):
-        predict_files(predictor(), [tmp_path / "a.png"], tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
-
-
-def test_ids_of_a_data_set(tmp_path: Path, toy_set: Path, tiny_model: Path) -> None:
-    dataset = CocoSet(toy_set / "val.json")
-    files = [picture.file for picture in dataset.pictures]
-    p = brefine.load(tiny_model, device="cpu")
-    predict_files(p, files, tmp_path / "out", threshold=0, formats=["coco"], data=dataset.path)
-    records = json.loads((tmp_path / "out" / "predictions.json").read_text())
-    assert {record["image_id"] for record in records} == {p.id for p in dataset.pictures}
-    shutil.copy(files[0], tmp_path / "stranger.png")
-    with pytest.raises(InputError, match=r"stranger\.png: .*does not list"):
-        predict_files(p, [tmp_path / "stranger.png"], tmp_path / "out", data=dataset.path)

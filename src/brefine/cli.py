@@ -49,11 +49,14 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _formats(text: str) -> list[str]:
-    """``coco,png`` as a list, checked."""
-    names = [name.strip() for name in text.split(",")]
-    unknown = [name for name in names if name not in ("coco", "png", "overlay")]
+    """``coco,idmap`` as a list, checked."""
+    from brefine.formats import FORMATS
+
+    # What the id maps were once called.
+    names = [name.strip().replace("png", "idmap") for name in text.split(",")]
+    unknown = [name for name in names if name not in FORMATS]
     if unknown:
-        raise typer.BadParameter(f"--formats: {unknown[0]!r} is none of coco, png, overlay")
+        raise typer.BadParameter(f"--save: {unknown[0]!r} is none of {', '.join(FORMATS)}")
     return names
 
 
@@ -68,6 +71,34 @@ def _threshold(text: str | None) -> float | Literal["overall"] | None:
     if not 0 <= value <= 1:
         raise typer.BadParameter(f"--threshold: {text!r} is neither overall nor a number of 0 to 1")
     return value
+
+
+def _tile(text: str | None) -> int | Literal["auto"] | None:
+    """A number of pixels, or ``auto``."""
+    if text is None or text == "auto":
+        return text  # type: ignore[return-value]
+    if not text.isdecimal() or not int(text):
+        raise typer.BadParameter(f"--tile: {text!r} is neither auto nor a number of pixels")
+    return int(text)
+
+
+def _islands(text: str | None) -> int | None:
+    """A number of pixels; None for ``all``; 0 for nothing."""
+    if text == "all":
+        return None
+    if text is not None and not text.isdecimal():
+        raise typer.BadParameter(f"--drop-islands: {text!r} is neither all nor a number of pixels")
+    return int(text or 0)
+
+
+def _views(text: str | None) -> dict[str, Any]:
+    """``flip,1,1.5`` as the arguments of ``views.combine``."""
+    words = [word.strip() for word in (text or "1").split(",")]
+    try:
+        scales = [float(word) for word in words if word != "flip"]
+    except ValueError:
+        raise typer.BadParameter(f"--tta: {text!r}: expected flip and scales: flip,1,1.5") from None
+    return {"flip": "flip" in words, "scales": scales or [1.0]}
 
 
 Settings = Annotated[
@@ -213,10 +244,25 @@ def _write_json(path: Path, value: Any) -> None:
 @app.command()
 def predict(
     model: Annotated[Path, typer.Argument(help="A model folder, such as runs/NAME/best.")],
-    pictures: Annotated[list[str], typer.Argument(help="Picture files, folders or patterns.")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE...",
+            help="Pictures: files, folders, patterns, lists (@FILE, .txt), - for standard input, "
+            "URLs, videos, camera:0.",
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Folder to write; an older one is replaced.")] = Path(
         "predictions"
     ),
+    save: Annotated[
+        str,
+        typer.Option(
+            metavar="NAMES",
+            help="What to write: some of coco, masks, idmap, polygons, labelme, yolo, cvat, "
+            "geojson, csv, overlay.",
+        ),
+    ] = "coco,idmap,overlay",
     threshold: Annotated[
         str | None,
         typer.Option(
@@ -224,36 +270,88 @@ def predict(
             help="Lowest score; overall: the model's, one for all.  [default: its own by class]",
         ),
     ] = None,
-    formats: Annotated[
-        str, typer.Option(metavar="NAMES", help="What to write.")
-    ] = "coco,png,overlay",
+    tolerance: Annotated[
+        float,
+        typer.Option(min=0, help="Pixels by which outlines may be off, to have fewer corners."),
+    ] = 0.0,
+    tile: Annotated[
+        str | None,
+        typer.Option(metavar="PIXELS|auto", help="Look at big pictures in tiles of this side."),
+    ] = None,
+    overlap: Annotated[
+        int | None, typer.Option(min=1, help="Pixels that tiles share.  [default: an eighth]")
+    ] = None,
+    tta: Annotated[
+        str | None,
+        typer.Option(metavar="VIEWS", help="Average over views, such as flip or flip,1,1.5."),
+    ] = None,
+    fill_holes: Annotated[
+        int, typer.Option(min=0, metavar="PIXELS", help="Fill holes smaller than this.")
+    ] = 0,
+    drop_islands: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PIXELS|all", help="Drop parts smaller than this; all but the largest."
+        ),
+    ] = None,
+    disjoint: Annotated[
+        bool, typer.Option("--disjoint", help="No pixel in two masks: the better score has it.")
+    ] = False,
     data: Annotated[
         Path | None, typer.Option(help="Labelled set: its picture ids instead of file names.")
     ] = None,
     images: ImagesFolder = None,
     skip_broken: Annotated[
-        bool, typer.Option("--skip-broken", help="Name broken pictures and go on; exit code 2.")
+        bool,
+        typer.Option("--skip-broken/--fail", help="Name broken pictures and go on; exit code 2."),
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run that stopped; the rest as before.")
+    ] = False,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures predicted together.")] = 1,
+    workers: Annotated[int, typer.Option(min=0, help="Threads that read ahead.")] = 2,
+    every: Annotated[int, typer.Option(min=1, help="Of videos, each so many-th frame.")] = 1,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many.")] = None,
+    allow_urls: Annotated[
+        bool, typer.Option("--allow-urls", help="Fetch pictures from http and https.")
     ] = False,
 ) -> None:
-    """Find the objects in pictures: COCO json, PNG masks, overlays."""
+    """Find the objects in pictures: COCO json, PNG masks, polygons, overlays and more."""
+    names, side, islands, seen = _formats(save), _tile(tile), _islands(drop_islands), _views(tta)
+
     lowest = _threshold(threshold)
 
-    from brefine.jobs import predict_files
+    from brefine.jobs import predict_files, print_summary
     from brefine.predict import Predictor
+    from brefine.views import combine
 
     predictor = Predictor.load(model)
-    broken = predict_files(
+    summary = predict_files(
         predictor,
-        pictures,
+        sources,
         out,
+        save=names,
         threshold=predictor.overall if lowest == "overall" else lowest,
-        formats=_formats(formats),
+        tolerance=tolerance,
         data=data,
         images=images,
         skip_broken=skip_broken,
+        resume=resume,
+        batch=batch,
+        workers=workers,
+        allow_urls=allow_urls,
+        every=every,
+        limit=limit,
+        views=combine(**seen),
+        tile=side,
+        overlap=overlap,
+        holes=fill_holes,
+        islands=islands,
+        disjoint=disjoint,
     )
+    print_summary(summary)
     print(out)
-    if broken:
+    if summary.broken:
         raise typer.Exit(2)
 
 

@@ -39,14 +39,7 @@ def replacing(path: Path | str) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield aside
-        if aside.is_dir() and path.is_dir():
-            # A folder cannot replace a folder that has content: the old one steps aside first.
-            old = path.with_name(f".{path.name}.{os.getpid()}.old")
-            os.replace(path, old)
-            os.replace(aside, path)
-            shutil.rmtree(old)
-        else:
-            os.replace(aside, path)
+        put(aside, path)
     except OSError as error:
         raise InputError(f"{path}: cannot write: {error.strerror or error}") from None
     finally:
@@ -55,3 +48,19 @@ def replacing(path: Path | str) -> Iterator[Path]:
         else:
             with suppress(OSError):  # a file may stand where a parent should be
                 aside.unlink()
+
+
+def put(aside: Path, path: Path) -> None:
+    """Move a file or a folder to a path beside it, in place of what is there.
+
+    Raises:
+        OSError: that cannot be done; then both stay.
+    """
+    if aside.is_dir() and path.is_dir():
+        # A folder cannot replace a folder that has content: the old one steps aside first.
+        old = path.with_name(f".{path.name}.{os.getpid()}.old")
+        os.replace(path, old)
+        os.replace(aside, path)
+        shutil.rmtree(old)
+    else:
+        os.replace(aside, path)

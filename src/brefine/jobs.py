@@ -1,22 +1,115 @@
-"""Many pictures predicted into one folder of results."""
+"""Many pictures predicted into one folder of results, which appears when all of it is done.
+
+Until then the work stands beside it, in ``OUT.part``: files of single pictures, and the journal
+with everything else, to which a batch is added as one line when its files are there. A run that
+stopped is taken up from there. Memory holds the names of the pictures, two batches of them
+decoded, and nothing else that grows: the files that hold all pictures are written from the
+journal in the end.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from brefine.data.loader import read_picture
+import torch
+import yaml
+from torch import Tensor, nn
+
+from brefine import __version__
 from brefine.data.read import read
-from brefine.files import replacing
-from brefine.formats import write_coco, write_mask_pngs
+from brefine.files import put
+from brefine.formats import FORMATS
+from brefine.formats.polygons import (
+    Found,
+    iou,
+    write_geojson,
+    write_labelme,
+    write_polygons,
+    write_yolo,
+)
+from brefine.formats.rasters import write_idmap, write_masks
+from brefine.formats.records import Predicted, write_coco, write_csv, write_cvat
 from brefine.parts.masks import to_records
 from brefine.predict import Predictor
-from brefine.progress import console, track
-from brefine.sources import find_pictures
+from brefine.progress import Progress, console
+from brefine.runs import clean
+from brefine.sources import Item, count, find_pictures, walk
 from brefine.structures import InputError
+from brefine.views import PLAIN, View
 
-FORMATS = ("coco", "png", "overlay")
+#: what is written unless something else is asked for
+SAVE = ("coco", "idmap", "overlay")
+#: where each format is written, inside the folder of results
+PLACES = {
+    "coco": "predictions.json",
+    "masks": "masks",
+    "idmap": "idmaps",
+    "polygons": "polygons",
+    "labelme": "labelme",
+    "yolo": "yolo",
+    "cvat": "annotations.xml",
+    "geojson": "geojson",
+    "csv": "predictions.csv",
+    "overlay": "overlays",
+}
+JOURNAL, SETTINGS = "journal.jsonl", "settings.json"
+
+
+@dataclass
+class Loss:
+    """What the masks of one format lost against those predicted.
+
+    Attributes:
+        masks: how many were written.
+        changed: how many of them draw another mask.
+        total: the sum of their IoUs with the ones predicted.
+        worst: the least IoU.
+    """
+
+    masks: int = 0
+    changed: int = 0
+    total: float = 0.0
+    worst: float = 1.0
+
+    @property
+    def mean(self) -> float:
+        """The mean IoU, 1 without a mask."""
+        return self.total / self.masks if self.masks else 1.0
+
+    def add(self, ious: Sequence[float]) -> None:
+        """Count the masks of a picture."""
+        self.masks += len(ious)
+        self.changed += sum(iou < 1 for iou in ious)
+        self.total += sum(ious)
+        self.worst = min(self.worst, *ious, 1.0)
+
+
+@dataclass
+class Summary:
+    """What a run did.
+
+    Attributes:
+        pictures: how many were predicted, broken ones not counted.
+        objects: how many were found in them.
+        broken: for each picture that could not be read, by name, the line that says why.
+        losses: of each format that may lose something.
+    """
+
+    pictures: int = 0
+    objects: int = 0
+    broken: dict[str, str] = field(default_factory=dict)
+    losses: dict[str, Loss] = field(default_factory=dict)
 
 
 def predict_files(
@@ -24,71 +117,377 @@ def predict_files(
     sources: Sequence[str | Path],
     out: Path | str,
     *,
+    save: Sequence[str] = SAVE,
     threshold: float | None = None,
-    formats: Sequence[str] = FORMATS,
+    tolerance: float = 0.0,
     data: Path | str | None = None,
     images: Path | str | None = None,
     skip_broken: bool = False,
-) -> list[Path]:
-    """Predict pictures and write the results to a folder that appears when all is done.
+    resume: bool = False,
+    batch: int = 1,
+    workers: int = 2,
+    allow_urls: bool = False,
+    every: int = 1,
+    limit: int | None = None,
+    views: Sequence[View] = PLAIN,
+    tile: int | Literal["auto"] | None = None,
+    overlap: int | None = None,
+    holes: int = 0,
+    islands: int | None = 0,
+    disjoint: bool = False,
+) -> Summary:
+    """Predict pictures and write the results to a folder.
 
-    ``predictions.json`` holds COCO results, ``masks/`` what ``formats.write_mask_pngs`` writes,
-    ``overlays/`` the pictures with their objects drawn in.
+    The same arguments give the same files, byte for byte, whether the run was stopped in between
+    or not.
 
     Args:
         predictor: the model.
-        sources: see ``find_pictures``.
-        out: folder to write; one from an earlier call is replaced as a whole.
+        sources: see ``sources.find_pictures``.
+        out: folder to write; one from an earlier call is replaced as a whole, in the end.
+        save: some of ``formats.FORMATS``.
         threshold: see ``Predictor``.
-        formats: some of ``FORMATS``.
+        tolerance: pixels by which outlines may leave the edges of the pixels, to have fewer
+            corners; 0: masks are drawn back bit by bit.
         data: labelled set, of any format, that knows the pictures: its ids become the records'
             ``image_id``, which is else the picture's name.
         images: folder of ``data``'s pictures.
         skip_broken: name pictures that cannot be read and go on, instead of stopping.
-
-    Returns:
-        The pictures skipped.
+        resume: go on with a run that stopped, if there is one. What is done is not looked at.
+        batch: pictures predicted together, where they have one size for the network.
+        workers: threads that decode pictures ahead; 0: none.
+        allow_urls: see ``sources.find_pictures``.
+        every: see ``sources.walk``.
+        limit: see ``sources.walk``.
+        views: see ``Predictor``; with more than one, pictures are predicted one by one.
+        tile: see ``Predictor.records``; with tiles, pictures are predicted one by one.
+        overlap: see ``Predictor.records``.
+        holes: see ``runs.clean``.
+        islands: see ``runs.clean``.
+        disjoint: see ``runs.clean``.
 
     Raises:
-        InputError: no picture, one that cannot be read (nothing is written then) or that
-            ``data`` does not know, or ``out`` holds something else.
+        InputError: no picture, one that cannot be read (what was done before stays in
+            ``OUT.part``) or that ``data`` does not know, ``out`` holds something else, or an
+            unfinished run is in the way.
     """
-    from brefine.draw import overlay  # brings evaluation along: too much for one picture
+    out = Path(os.path.abspath(out)) if Path(out).name in ("", "..") else Path(out)
+    save = [name for name in FORMATS if name in save]
+    _refuse_others(out)
+    found = find_pictures(sources, allow_urls=allow_urls, missing=skip_broken)
+    ids = {} if data is None else _match(found, data, images)
+    total = count(found, every=every, limit=limit)
+    asked: dict[str, Any]
+    asked = {"threshold": threshold, "tolerance": tolerance, "save": save, "data": data}
+    asked |= {"batch": batch, "every": every, "views": views, "tile": tile, "overlap": overlap}
+    asked |= {"holes": holes, "islands": islands, "disjoint": disjoint}
+    settings = {**asked, **_describe(predictor)}
+    part = out.with_name(f"{out.name}.part")
+    done = _begin(part, out, json.loads(json.dumps(settings, default=str)), resume)
+    writer = _Writer(part, out, save, predictor, tolerance)
 
-    out = Path(out)
-    own = {"predictions.json", "masks", "overlays"}
+    def look(good: Sequence[tuple[Item, Tensor]]) -> Iterator[list[dict[str, Any]]]:
+        """The records of each picture of a batch."""
+        whole = tile is None and len(views) == 1 and views[0] == PLAIN[0]
+        pictures = [pixels for _, pixels in good]
+        found = predictor.several(pictures, threshold=threshold) if whole else []
+        for i, (item, pixels) in enumerate(good):
+            id = ids.get(item.name, item.name)
+            if whole:
+                records = to_records(found[i], id, predictor.categories, found[i].size)
+            else:
+                records = predictor.records(
+                    pixels, id, threshold=threshold, views=views, tile=tile, overlap=overlap
+                )
+            yield clean(records, holes=holes, islands=islands, disjoint=disjoint)
+
+    try:
+        with (
+            (part / JOURNAL).open("a", encoding="utf-8") as journal,
+            Progress("predict", max(0, total - len(done))) as progress,
+        ):
+            items = walk(found, every=every, limit=limit, done=done)
+            for chunk in _batches(_ahead(items, workers, max(workers, batch)), batch):
+                entries: list[dict[str, Any]] = []
+                good = []
+                for item, pixels in chunk:
+                    if isinstance(pixels, Tensor):
+                        good.append((item, pixels))
+                        continue
+                    if not skip_broken:
+                        raise pixels
+                    console.print(f"skipped: {pixels}", markup=False, soft_wrap=True)
+                    entries.append({"name": item.name, "broken": str(pixels)})
+                for (item, pixels), records in zip(good, look(good), strict=True):
+                    size = (pixels.shape[1], pixels.shape[2])
+                    picture = Predicted(item.name, item.place, size, records)
+                    ious = writer.write(picture, pixels)
+                    entries.append({**_entry(picture), "ious": ious})
+                journal.write(json.dumps(entries) + "\n")
+                journal.flush()
+                progress.advance(len(chunk))
+                done.update(dict.fromkeys(entry["name"] for entry in entries))
+    except BaseException:
+        if done:
+            console.print(
+                f"{part}: {len(done)} of {total} pictures are done: the same command with "
+                "--resume goes on",
+                markup=False,
+                soft_wrap=True,
+            )
+        else:
+            shutil.rmtree(part, ignore_errors=True)
+        raise
+    summary = writer.finish()
+    put(part, out)
+    return summary
+
+
+def _refuse_others(out: Path) -> None:
+    """Refuse a folder with anything in it that no earlier run wrote."""
+    own = {*PLACES.values()}
     if out.exists() and (not out.is_dir() or any(path.name not in own for path in out.iterdir())):
         raise InputError(f"{out}: holds something else than predictions: choose another folder")
-    pictures = find_pictures(sources)
-    ids: dict[Path, int | str] = {path: name for name, path in pictures.items()}
-    if data is not None:
-        known = {picture.file.resolve(): picture.id for picture in read(data, images).pictures}
-        for path in ids:
-            if path.resolve() not in known:
-                raise InputError(f"{path}: {data} does not list this picture: leave it out")
-            ids[path] = known[path.resolve()]
-    records: list[dict[str, Any]] = []
-    broken: list[Path] = []
-    with replacing(out) as aside:
-        aside.mkdir()
-        for name, path in track(pictures.items(), "predict", len(pictures)):
-            try:
-                pixels = read_picture(path)
-            except InputError as error:
-                if not skip_broken:
-                    raise
-                console.print(f"skipped: {error}", markup=False, soft_wrap=True)
-                broken.append(path)
+
+
+def _match(
+    found: Mapping[str, str], data: Path | str, images: Path | str | None
+) -> dict[str, int | str]:
+    """The id that a labelled set has for each picture."""
+    pictures = read(data, images).pictures
+    known = {os.path.abspath(picture.file): picture.id for picture in pictures}
+    real: dict[str, int | str] = {}
+    ids = {}
+    for name, place in found.items():
+        path = os.path.abspath(place)
+        if path not in known:  # behind a link, maybe
+            real = real or {os.path.realpath(path): number for path, number in known.items()}
+            if (path := os.path.realpath(path)) not in real:
+                raise InputError(f"{place}: {data} does not list this picture: leave it out")
+        ids[name] = known[path] if path in known else real[path]
+    return ids
+
+
+def _describe(predictor: Predictor) -> dict[str, Any]:
+    """Everything that a prediction follows from, the weights as a hash."""
+    model = predictor.model
+    assert isinstance(model, nn.Module)
+    weights = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(model.state_dict().items()):
+        weights.update(name.encode())
+        weights.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    rest = {key: value for key, value in vars(predictor).items() if key not in ("model", "device")}
+    return {**rest, "weights": weights.hexdigest(), "version": __version__}
+
+
+def _begin(part: Path, out: Path, settings: dict[str, Any], resume: bool) -> dict[str, None]:
+    """Make the folder of an unfinished run, or take it up: the names of what is done."""
+    journal = part / JOURNAL
+    done: dict[str, None] = {}
+    if journal.is_file():
+        whole = 0
+        with journal.open("rb") as file:
+            for line in file:
+                if line.endswith(b"\n"):  # the last one may be cut short
+                    whole += len(line)
+                    done.update(dict.fromkeys(entry["name"] for entry in json.loads(line)))
+        if done and not resume:
+            raise InputError(
+                f"{part}: an unfinished run with {len(done)} pictures done: go on with --resume, "
+                "or remove it"
+            )
+        if done:
+            before = json.loads((part / SETTINGS).read_text(encoding="utf-8"))
+            for key in {**before, **settings}:
+                if before.get(key) != settings.get(key):
+                    raise InputError(
+                        f"{part}: an unfinished run with another {key} ({before.get(key)}, not "
+                        f"{settings.get(key)}): resume with the same, or remove it"
+                    )
+            os.truncate(journal, whole)
+            return done
+    if part.exists() and not part.is_dir():
+        raise InputError(f"{part}: is in the way: remove it")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        part.mkdir(parents=True)
+        (part / SETTINGS).write_text(json.dumps(settings), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{out}: cannot write: {error.strerror or error}") from None
+    return done
+
+
+def _ahead(
+    items: Iterable[Item], workers: int, room: int
+) -> Iterator[tuple[Item, Tensor | InputError]]:
+    """Items with their pixels, or why there are none; ``room`` of them wait decoded."""
+    if not workers:
+        yield from ((item, _read(item)) for item in items)
+        return
+    pool = ThreadPoolExecutor(workers)
+    waiting: deque[tuple[Item, Future[Tensor | InputError]]] = deque()
+    try:
+        for item in items:
+            waiting.append((item, pool.submit(_read, item)))
+            if len(waiting) > room:
+                item, future = waiting.popleft()
+                yield item, future.result()
+        while waiting:
+            item, future = waiting.popleft()
+            yield item, future.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _read(item: Item) -> Tensor | InputError:
+    try:
+        return item.read()
+    except InputError as error:
+        return error
+
+
+def _batches(
+    items: Iterator[tuple[Item, Tensor | InputError]], size: int
+) -> Iterator[list[tuple[Item, Tensor | InputError]]]:
+    while chunk := list(islice(items, size)):
+        yield chunk
+
+
+def _entry(picture: Predicted) -> dict[str, Any]:
+    """A picture's line in the journal."""
+    return {
+        "name": picture.name,
+        "place": picture.place,
+        "size": picture.size,
+        "records": picture.records,
+    }
+
+
+class _Writer:
+    """Writes what was asked for: of single pictures at once, of all from the journal."""
+
+    def __init__(
+        self, part: Path, out: Path, save: Sequence[str], predictor: Predictor, tolerance: float
+    ) -> None:
+        self.part, self.out, self.save = part, out, save
+        self.categories, self.tolerance = predictor.categories, tolerance
+        self.names = [category.name for category in self.categories]
+        self.labels = {category.id: label for label, category in enumerate(self.categories)}
+
+    def write(self, picture: Predicted, pixels: Tensor) -> dict[str, list[float]]:
+        """The files of one picture; the IoUs of their masks with those predicted."""
+        labels = [self.labels[record["category_id"]] for record in picture.records]
+        objects = list(zip(labels, picture.masks, strict=True))
+        ious = {}
+        for name in self.save:
+            after: Found | None = None
+            if name == "masks":
+                plain = [self.names[label].replace("/", "_") for label in labels]
+                write_masks(self._file(name, picture, ""), picture.masks, plain)
+            elif name == "idmap":
+                write_idmap(self.part / PLACES[name], picture, self.categories)
+            elif name == "overlay":
+                self._draw(self._file(name, picture, ".png"), picture, pixels)
+            elif name == "yolo":
+                file = self._file("yolo", picture, ".txt", "labels")
+                after = write_yolo(file, picture.size, objects, self.tolerance)
+            elif name == "labelme":
+                file = self._file(name, picture, ".json")
+                place = self._place(picture, file)
+                scores = [record["score"] for record in picture.records]
+                after = write_labelme(
+                    file, place, picture.size, objects, self.names, self.tolerance, scores
+                )
+            elif name in ("polygons", "geojson"):
+                write = write_polygons if name == "polygons" else write_geojson
+                suffix = ".json" if name == "polygons" else ".geojson"
+                file = self._file(name, picture, suffix)
+                after = write(file, picture, self.categories, self.tolerance)
+            if after is not None:
+                ious[name] = [
+                    0.0 if drawn is None else iou(mask, drawn)
+                    for mask, drawn in zip(picture.masks, after, strict=True)
+                    if mask.area()
+                ]
+        return ious
+
+    def _file(self, name: str, picture: Predicted, suffix: str, inside: str = "") -> Path:
+        file = (self.part / PLACES[name] / inside / picture.name).with_suffix(suffix)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return file
+
+    def _place(self, picture: Predicted, file: Path) -> str:
+        """The picture as seen from its file of labels, where that will be."""
+        if not os.path.isfile(picture.place):
+            return picture.name
+        folder = (self.out / file.relative_to(self.part)).parent
+        return os.path.relpath(picture.place, folder)
+
+    def _draw(self, file: Path, picture: Predicted, pixels: Tensor) -> None:
+        from brefine.draw import overlay  # brings evaluation along: too much for a start
+
+        overlay(pixels, picture.records, self.categories).save(file)
+
+    def finish(self) -> Summary:
+        """The files of all pictures, from the journal, which is then removed."""
+        summary = Summary()
+        for entry in self._entries():
+            if "broken" in entry:
+                summary.broken[entry["name"]] = entry["broken"]
                 continue
-            found = predictor(pixels, threshold=threshold)
-            of_picture = to_records(found, ids[path], predictor.categories, found.size)
-            records += of_picture
-            if "png" in formats:
-                write_mask_pngs(aside / "masks", name, of_picture, found.size, predictor.categories)
-            if "overlay" in formats:
-                drawn = (aside / "overlays" / name).with_suffix(".png")
-                drawn.parent.mkdir(parents=True, exist_ok=True)
-                overlay(pixels, of_picture, predictor.categories).save(drawn)
-        if "coco" in formats:
-            write_coco(aside / "predictions.json", records)
-    return broken
+            summary.pictures += 1
+            summary.objects += len(entry["records"])
+            for name, ious in entry["ious"].items():
+                summary.losses.setdefault(name, Loss()).add(ious)
+        whole: dict[str, Callable[[Path], None]] = {
+            "coco": lambda file: write_coco(file, self._records()),
+            "csv": lambda file: write_csv(file, self._pictures(), self.categories),
+            "cvat": lambda file: write_cvat(file, self._pictures(), self.categories),
+            "yolo": self._write_classes,
+        }
+        for name in self.save:
+            place = self.part / PLACES[name]
+            if name in whole:
+                whole[name](place)
+            else:
+                place.mkdir(exist_ok=True)
+        (self.part / JOURNAL).unlink()
+        (self.part / SETTINGS).unlink()
+        return summary
+
+    def _write_classes(self, folder: Path) -> None:
+        (folder / "labels").mkdir(parents=True, exist_ok=True)
+        content = {"train": "images", "val": "images", "names": dict(enumerate(self.names))}
+        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+        (folder / "data.yaml").write_text(text, encoding="utf-8")
+
+    def _entries(self) -> Iterator[dict[str, Any]]:
+        with (self.part / JOURNAL).open(encoding="utf-8") as journal:
+            for line in journal:
+                yield from json.loads(line)
+
+    def _pictures(self) -> Iterator[Predicted]:
+        for entry in self._entries():
+            if "broken" not in entry:
+                height, width = entry["size"]
+                yield Predicted(entry["name"], entry["place"], (height, width), entry["records"])
+
+    def _records(self) -> Iterator[dict[str, Any]]:
+        for picture in self._pictures():
+            yield from map(dict, picture.records)
+
+
+def print_summary(summary: Summary) -> None:
+    """What was done, lost and left out, for people."""
+    say = partial(console.print, markup=False, soft_wrap=True, highlight=False)
+    say(f"{summary.pictures} pictures, {summary.objects} objects")
+    for name, loss in summary.losses.items():
+        if loss.changed:
+            say(
+                f"{name}: {loss.changed} of {loss.masks} masks changed: IoU with those predicted "
+                f"{loss.mean:.4f} on average, {loss.worst:.4f} at worst"
+            )
+    if summary.broken:
+        say(f"{len(summary.broken)} pictures are broken and were skipped:")
+        for line in summary.broken.values():
+            say(f"  {line}")

@@ -38,15 +38,66 @@ def polygons(
     return [join([simplify(ring, tolerance) for ring in part]) for part in trace(window, origin)]
 
 
-def trace(window: NDArray[Any], origin: tuple[int, int] = (0, 0)) -> list[list[Ring]]:
-    """The parts of a mask, each as its outline and the outlines of its holes.
+def simple_parts(
+    window: NDArray[Any], origin: tuple[int, int] = (0, 0), tolerance: float = 0.0
+) -> list[list[Ring]]:
+    """The parts of a mask as polygons with holes that are valid by the rules of OGC.
 
-    Pixels that touch at a corner belong together; pixels of a hole must share an edge. Time
-    follows the window's pixels and the corners.
+    No ring passes a corner twice, rings of a part at most touch, and its inside is in one piece.
+    With a tolerance rings may come to cross.
 
     Args:
         window: ``[h, w]``, bool or 0/1.
         origin: (x, y) of its top left pixel.
+        tolerance: see ``simplify``.
+
+    Returns:
+        As ``trace``; pixels that touch at a corner only are of different parts.
+    """
+    parts = []
+    for part in trace(window, origin, corners=False):
+        rings = [simple for ring in part for simple in _untie(ring)]
+        # Of a tied outline one ring runs around all others, which are holes.
+        rings.sort(key=lambda ring: _area(ring) < 0)
+        parts.append([simplify(ring, tolerance) for ring in rings])
+    return parts
+
+
+def _untie(ring: Ring) -> list[Ring]:
+    """A ring cut where it passes a corner again."""
+    rings: list[list[tuple[float, ...]]] = []
+    walk: list[tuple[float, ...]] = []
+    at: dict[tuple[float, ...], int] = {}
+    for corner in map(tuple, ring.tolist()):
+        if corner in at:
+            first = at[corner]
+            rings.append(walk[first:])
+            for passed in walk[first:]:
+                del at[passed]
+            del walk[first:]
+        at[corner] = len(walk)
+        walk.append(corner)
+    return [np.array(each) for each in (walk, *rings)]
+
+
+def _area(ring: Ring) -> float:
+    """Twice the area inside, positive for an outline and negative for a hole."""
+    x, y = ring.T
+    return float(x @ np.roll(y, -1) - y @ np.roll(x, -1))
+
+
+def trace(
+    window: NDArray[Any], origin: tuple[int, int] = (0, 0), *, corners: bool = True
+) -> list[list[Ring]]:
+    """The parts of a mask, each as its outline and the outlines of its holes.
+
+    Time follows the window's pixels and the corners.
+
+    Args:
+        window: ``[h, w]``, bool or 0/1.
+        origin: (x, y) of its top left pixel.
+        corners: whether pixels that touch at a corner belong together and those of a hole must
+            share an edge, or the other way round.
 
     Returns:
         One list a part, from the top: the outer ring, clockwise on the screen, then its holes,
@@ -62,10 +113,10 @@ def trace(window: NDArray[Any], origin: tuple[int, int] = (0, 0)) -> list[list[R
     v_start = np.where(up, bottoms, tops) * width + xs
     v_end = np.where(up, tops, bottoms) * width + xs
     # One stretch ends where the next one starts. Where pixels touch at a corner there are two of
-    # each; the second key sends the walk across to the other pixel.
+    # each; the second key sends the walk across to the other pixel, or back round its own.
     after_h, after_v = np.empty_like(ys), np.empty_like(xs)
-    after_h[np.lexsort((begins, h_end))] = np.lexsort((up, v_start))
-    after_v[np.lexsort((~up, v_end))] = np.lexsort((begins, h_start))
+    after_h[np.lexsort((begins == corners, h_end))] = np.lexsort((up, v_start))
+    after_v[np.lexsort((up != corners, v_end))] = np.lexsort((begins, h_start))
 
     walks: list[list[int]] = []
     ring_of = [-1] * len(ys)
@@ -78,10 +129,10 @@ def trace(window: NDArray[Any], origin: tuple[int, int] = (0, 0)) -> list[list[R
             step = following[step]
         if walk:
             walks.append(walk)
-    corners = np.stack([h_start, h_end], 1)
+    ends = np.stack([h_start, h_end], 1)
     rings = []
     for walk in walks:
-        y, x = np.divmod(corners[walk].ravel(), width)
+        y, x = np.divmod(ends[walk].ravel(), width)
         rings.append(np.stack([x, y], 1) + np.array(origin, dtype=np.float64))
 
     # A walk starts at its highest stretch: the top of an outer ring, or the top of a hole, where

@@ -5,24 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 
 from brefine import weights
-from brefine.data.loader import read_picture, to_tensor
 from brefine.data.transforms import resize
-from brefine.metrics.calibration import Calibration
+from brefine.metrics.calibration import IDENTITY, Calibration
 from brefine.parts.boxes import clip
 from brefine.parts.masks import to_records
+from brefine.progress import track
+from brefine.sources import Picture, as_pixels
 from brefine.structures import Category, Images, InputError, Instances, Segmenter
-
-#: a file, a PIL picture, RGB ``[H, W, 3]`` uint8, or RGB ``[3, H, W]`` uint8
-Picture = str | Path | Image.Image | NDArray[Any] | Tensor
+from brefine.tiling import choose_tile, lay, merge
+from brefine.views import PLAIN, View, fuse
 
 
 class Predictor:
@@ -37,11 +34,13 @@ class Predictor:
         long_side: the long side would then exceed this.
         thresholds: score from which an object is reported, 0..1, one for all or one a label.
         overall: the best one for all labels, for who wants that instead.
-        calibration: from the model's scores to probabilities; None: they are the same.
+        calibration: from the model's scores to probabilities.
+        margin: share of a box's sides, 0..1, by which the RoI that its mask is predicted in is
+            larger, on every side: masks are then not cut at a box that is too small.
         device: None: a GPU if there is one.
 
     Raises:
-        InputError: categories or thresholds do not match the model.
+        InputError: categories or thresholds do not match the model, or a margin outside of 0..1.
     """
 
     def __init__(
@@ -53,7 +52,8 @@ class Predictor:
         long_side: int = 1333,
         thresholds: Sequence[float] | float = 0.5,
         overall: float = 0.5,
-        calibration: Calibration | None = None,
+        calibration: Calibration = IDENTITY,
+        margin: float = 0.0,
         device: torch.device | str | None = None,
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -69,7 +69,10 @@ class Predictor:
             )
         self.thresholds = [float(value) for value in each]
         self.overall = overall
-        self.calibration = calibration or Calibration()
+        self.calibration = calibration
+        if not 0 <= margin <= 1:
+            raise InputError(f"margin {margin}: expected a share of the box, 0 to 1")
+        self.margin = margin
 
     @classmethod
     def load(cls, folder: Path | str, device: torch.device | str | None = None) -> Predictor:
@@ -92,7 +95,13 @@ class Predictor:
         )
 
     @torch.inference_mode()
-    def __call__(self, picture: Picture, *, threshold: float | None = None) -> Instances:
+    def __call__(
+        self,
+        picture: Picture,
+        *,
+        threshold: float | None = None,
+        views: Sequence[View] = PLAIN,
+    ) -> Instances:
         """The objects of a picture, best score first.
 
         Args:
@@ -100,6 +109,7 @@ class Predictor:
                 ``[H, W, 3]`` uint8 or a tensor ``[3, H, W]`` uint8; RGB.
             threshold: objects with a lower score are dropped; 0 keeps all the model gives;
                 None: the model's own for each class.
+            views: ways to look at it whose boxes and masks are averaged, see ``views.combine``.
 
         Returns:
             Boxes in the picture's pixels, labels, scores and mask logits ``[N, S, S]``.
@@ -107,22 +117,67 @@ class Predictor:
         Raises:
             InputError: no picture, or an array of another shape or type.
         """
-        images, size = self._resize(picture)
-        return self._detect(images, size, threshold)
+        pixels = as_pixels(picture)
+        if len(views) == 1:
+            images, size = self._resize(pixels, views[0])
+            return self._above(self._detect(images, size, view=views[0]), threshold)
+        seen = []
+        for view in views:
+            images, size = self._resize(pixels, view)
+            features = self.model.features(images)
+            seen.append((images, features, view))
+        found = fuse(
+            [self._detect(images, size, features, view) for images, features, view in seen]
+        )
+        found = self._above(found, threshold)
+        masks = [self._fill(images, found, features, view) for images, features, view in seen]
+        return replace(found, logits=torch.stack(masks).mean(0), margin=self.margin)
 
     @torch.inference_mode()
-    def given(self, picture: Picture, target: Instances) -> Instances:
+    def several(
+        self, pictures: Sequence[Picture], *, threshold: float | None = None
+    ) -> list[Instances]:
+        """The objects of each of several pictures: what the call finds in it.
+
+        Those that have one size for the network go through it together. Others are not padded to
+        a common size, since padding changes what is found beside it.
+
+        Args:
+            pictures: as in the call.
+            threshold: as in the call.
+        """
+        seen = [self._resize(as_pixels(picture)) for picture in pictures]
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for i, (images, _) in enumerate(seen):
+            groups.setdefault((*images.pixels.shape, *images.sizes[0].tolist()), []).append(i)
+        found: dict[int, Instances] = {}
+        for members in groups.values():
+            images = Images(
+                torch.cat([seen[i][0].pixels for i in members]),
+                torch.cat([seen[i][0].sizes for i in members]),
+            )
+            objects = self.model.predict(images, margin=self.margin)
+            for i, each in zip(members, objects, strict=True):
+                found[i] = self._above(self._framed(each, seen[i][1]), threshold)
+        return [found[i] for i in range(len(seen))]
+
+    @torch.inference_mode()
+    def given(
+        self, picture: Picture, target: Instances, *, views: Sequence[View] = PLAIN
+    ) -> Instances:
         """Masks for known boxes and labels, in their order: what the mask head alone can do.
 
         Args:
             picture: as above.
             target: boxes in the picture's pixels, and labels.
+            views: as above.
 
         Returns:
             ``target``'s boxes and labels with ``logits [N, S, S]``; scores are 1.
         """
-        images, _ = self._resize(picture)
-        return self._fill(images, target)
+        pixels = as_pixels(picture)
+        masks = [self._fill(self._resize(pixels, view)[0], target, view=view) for view in views]
+        return self._filled(target, torch.stack(masks).mean(0))
 
     @torch.inference_mode()
     def both(self, picture: Picture, target: Instances) -> tuple[Instances, Instances]:
@@ -131,74 +186,103 @@ class Predictor:
         Returns:
             The same as ``self(picture, threshold=0)`` and ``self.given(picture, target)``.
         """
-        images, size = self._resize(picture)
+        images, size = self._resize(as_pixels(picture))
         features = self.model.features(images)
-        found = self._detect(images, size, 0.0, features)
-        return found, self._fill(images, target, features)
+        found = self._above(self._detect(images, size, features), 0.0)
+        return found, self._filled(target, self._fill(images, target, features))
 
-    def _resize(self, picture: Picture) -> tuple[Images, tuple[int, int]]:
-        """The picture as the model takes it, and its own (height, width)."""
+    def records(
+        self,
+        picture: Picture,
+        image_id: int | str,
+        *,
+        threshold: float | None = None,
+        views: Sequence[View] = PLAIN,
+        tile: int | Literal["auto"] | None = None,
+        overlap: int | None = None,
+        progress: bool = False,
+    ) -> list[dict[str, Any]]:
+        """COCO results of a picture, best score first.
+
+        Args:
+            picture: as in the call.
+            image_id: the picture's id.
+            threshold: as in the call.
+            views: as in the call.
+            tile: side of tiles in the picture's pixels, which are looked at one by one, each like
+                a picture, and whose results are merged; "auto": by ``tiling.choose_tile``; None:
+                the picture is looked at as a whole.
+            overlap: pixels that tiles share; None: an eighth of a tile.
+            progress: show the tiles.
+
+        Raises:
+            InputError: as in the call, or an overlap that does not fit the tiles.
+        """
         pixels = as_pixels(picture)
-        small, _ = resize(pixels, None, self.short_side, self.long_side)
+        size = (pixels.shape[1], pixels.shape[2])
+        if tile == "auto":
+            tile = choose_tile(size, self.short_side, self.long_side)
+        grid = lay(size, tile, overlap)
+        count = len(grid.tiles)
+        found = []
+        for x1, y1, x2, y2 in track(grid.tiles, "tiles", count) if progress else grid.tiles:
+            seen = self(pixels[:, y1:y2, x1:x2], threshold=threshold, views=views)
+            found.append(to_records(seen, image_id, self.categories, seen.size))
+        return merge(found, grid)
+
+    def _resize(self, pixels: Tensor, view: View = PLAIN[0]) -> tuple[Images, tuple[int, int]]:
+        """The picture as the model takes it, and its own (height, width)."""
+        short, long = (max(1, round(s * view.scale)) for s in (self.short_side, self.long_side))
+        small, _ = resize(pixels, None, short, long)
+        small = small.flip(-1) if view.flip else small
         return Images.stack([small]).to(self.device), (pixels.shape[1], pixels.shape[2])
 
     def _detect(
-        self, images: Images, size: tuple[int, int], threshold: float | None, features: Any = None
+        self,
+        images: Images,
+        size: tuple[int, int],
+        features: Any = None,
+        view: View = PLAIN[0],
     ) -> Instances:
-        found = self.model.predict(images, features=features)[0].to("cpu")
+        """All that the model gives, in a picture of (height, width), with calibrated scores."""
+        found = self.model.predict(images, features=features, margin=self.margin)[0]
+        return self._framed(found, size, view)
+
+    def _framed(self, found: Instances, size: tuple[int, int], view: View = PLAIN[0]) -> Instances:
+        """What the model gave, in a picture of (height, width), with calibrated scores."""
+        found = view.turn(found.to("cpu"))
         found = _scale(found, size)
         found = replace(found, boxes=clip(found.boxes, torch.tensor(size)))
         assert found.scores is not None
-        found = replace(found, scores=torch.from_numpy(self.calibration(found.scores.numpy())))
+        return replace(found, scores=torch.from_numpy(self.calibration(found.scores.numpy())))
+
+    def _above(self, found: Instances, threshold: float | None) -> Instances:
+        """The objects whose score is high enough."""
         limits = self.thresholds if threshold is None else [threshold] * len(self.categories)
+        assert found.scores is not None
         # In single precision: a score of 0.7 that the model computed in it is not below 0.7.
         return found[found.scores.float() >= torch.tensor(limits)[found.labels]]
 
-    def _fill(self, images: Images, target: Instances, features: Any = None) -> Instances:
+    def _fill(
+        self, images: Images, target: Instances, features: Any = None, view: View = PLAIN[0]
+    ) -> Tensor:
+        """Mask logits ``[N, S, S]`` of known boxes."""
         height, width = images.sizes[0].tolist()
-        asked = _scale(replace(target, masks=None), (height, width)).to(self.device)
-        found = self.model.predict(images, [asked], features=features)[0].to("cpu")
-        scores = torch.ones(len(target))
-        return replace(target, scores=scores, masks=None, logits=found.logits)
+        asked = Instances(target.size, target.boxes, target.labels)
+        asked = view.turn(_scale(asked, (height, width))).to(self.device)
+        found = self.model.predict(images, [asked], features=features, margin=self.margin)[0]
+        logits = view.turn(found.to("cpu")).logits
+        assert logits is not None
+        return logits
 
-    def records(
-        self, picture: Picture, image_id: int | str, *, threshold: float | None = None
-    ) -> list[dict[str, Any]]:
-        """COCO results of a picture; arguments and errors as in the call."""
-        found = self(picture, threshold=threshold)
-        return to_records(found, image_id, self.categories, found.size)
+    def _filled(self, target: Instances, logits: Tensor) -> Instances:
+        scores = torch.ones(len(target))
+        return replace(target, scores=scores, masks=None, logits=logits, margin=self.margin)
 
 
 def load(folder: Path | str, device: torch.device | str | None = None) -> Predictor:
     """Open a model folder for prediction: ``Predictor.load``."""
     return Predictor.load(folder, device)
-
-
-def as_pixels(picture: Picture) -> Tensor:
-    """RGB ``[3, H, W]`` uint8 from whatever ``Predictor`` takes.
-
-    Raises:
-        InputError: no picture, or an array of another shape or type.
-    """
-    if isinstance(picture, str | Path):
-        return read_picture(picture)
-    if isinstance(picture, Image.Image):
-        return to_tensor(picture)
-    if isinstance(picture, np.ndarray):
-        found, want = f"array {list(picture.shape)} {picture.dtype}", "[H, W, 3]"
-        fits = picture.ndim == 3 and picture.shape[2] == 3 and picture.dtype == np.uint8
-        pixels = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1) if fits else None
-    elif isinstance(picture, Tensor):
-        found, want = f"tensor {list(picture.shape)} {picture.dtype}", "[3, H, W]"
-        fits = picture.ndim == 3 and picture.shape[0] == 3 and picture.dtype == torch.uint8
-        pixels = picture.cpu() if fits else None
-    else:
-        found, want, pixels = type(picture).__name__, "[H, W, 3]", None
-    if pixels is None or not pixels.numel():
-        raise InputError(
-            f"picture: expected RGB {want} uint8, a PIL picture or a file, not {found}"
-        )
-    return pixels
 
 
 def _scale(instances: Instances, size: tuple[int, int]) -> Instances:

@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 import yaml
 from PIL import Image
-from pycocotools import mask as coco_mask
 from rich.console import Console
 from rich.table import Table
 
@@ -34,18 +33,13 @@ from brefine.data.masks_folder import OBJECT, split_ids
 from brefine.data.pictures import CLASSES, SUFFIXES, by_name
 from brefine.data.read import read
 from brefine.files import replacing, require_empty
-from brefine.formats import MOST
-from brefine.outlines import join, polygons
+from brefine.formats.polygons import Found, Object, iou, write_labelme, write_yolo
+from brefine.formats.rasters import MOST, write_masks
 from brefine.progress import console, track
 from brefine.structures import InputError
 
 FORMATS = ("coco", "yolo", "masks", "labelme")
 WORST = 10  # pictures in the table
-
-#: label and mask of one object
-Object = tuple[int, Runs]
-#: what a reader will find of each object of a picture; None: nothing
-Found = list[Runs | None]
 
 
 @dataclass(frozen=True)
@@ -301,11 +295,11 @@ def _name_losses(dataset: CocoSet, to: str) -> list[str]:
 
 def _writer(
     dataset: CocoSet, aside: Path, out: Path, to: str, pictures: str, tolerance: float
-) -> Callable[[Picture, str, list[Object]], Found]:
+) -> Callable[[Picture, str, list[Object]], Sequence[Runs | None]]:
     """The function that writes the labels of one picture."""
     classes = [category.name for category in dataset.categories]
 
-    def keep(picture: Picture, name: str, objects: list[Object]) -> Found:
+    def keep(picture: Picture, name: str, objects: list[Object]) -> list[Runs]:
         return [runs for _, runs in objects]
 
     def yolo(picture: Picture, name: str, objects: list[Object]) -> Found:
@@ -319,67 +313,17 @@ def _writer(
             place = os.path.relpath(picture.file, (out / name).parent)
         return write_labelme(file, place, picture.size, objects, classes, tolerance)
 
-    def masks(picture: Picture, name: str, objects: list[Object]) -> Found:
+    def masks(picture: Picture, name: str, objects: list[Object]) -> Sequence[Runs | None]:
         stem = _make_parent((aside / "masks" / name).with_suffix(""))
         if len(classes) > 1:
-            return write_mask_files(stem, objects, classes)
+            found = keep(picture, name, objects)
+            write_masks(stem, found, [classes[label] for label, _ in objects])
+            return found
         return write_id_map(stem.with_name(f"{stem.name}.png"), picture.size, objects)
 
-    return {"coco": keep, "yolo": yolo, "labelme": labelme, "masks": masks}[to]
-
-
-def write_yolo(
-    file: Path, size: tuple[int, int], objects: Sequence[Object], tolerance: float
-) -> Found:
-    """The labels of one picture: a line an object, its parts and holes tied into one polygon."""
-    lines, found = [], Found()
-    for label, runs in objects:
-        window, origin = runs.window()
-        outline = join(polygons(window.numpy(), origin, tolerance)).ravel()
-        sides = np.tile(size[::-1], len(outline) // 2)
-        words = [f"{share:.6g}" for share in outline / sides]
-        lines.append(" ".join([str(label), *words]))
-        read_back = [float(word) * side for word, side in zip(words, sides.tolist(), strict=True)]
-        found.append(_draw([read_back], size))
-    file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    return found
-
-
-def write_labelme(
-    file: Path,
-    picture: str,
-    size: tuple[int, int],
-    objects: Sequence[Object],
-    classes: Sequence[str],
-    tolerance: float,
-) -> Found:
-    """The labels of one picture: parts as polygons of one ``group_id``, holes tied in."""
-    shapes, found = [], Found()
-    for number, (label, runs) in enumerate(objects, 1):
-        window, origin = runs.window()
-        parts = polygons(window.numpy(), origin, tolerance)
-        shapes += [
-            {
-                "label": classes[label],
-                "points": part.tolist(),
-                "group_id": number if len(parts) > 1 else None,
-                "shape_type": "polygon",
-                "flags": {},
-            }
-            for part in parts
-        ]
-        found.append(_draw([part.ravel().tolist() for part in parts], size))
-    content: dict[str, Any] = {
-        "version": "5.0.0",
-        "flags": {},
-        "shapes": shapes,
-        "imagePath": Path(picture).as_posix(),
-        "imageData": None,
-        "imageHeight": size[0],
-        "imageWidth": size[1],
-    }
-    file.write_text(json.dumps(content), encoding="utf-8")
-    return found
+    writers: dict[str, Callable[[Picture, str, list[Object]], Sequence[Runs | None]]]
+    writers = {"coco": keep, "yolo": yolo, "labelme": labelme, "masks": masks}
+    return writers[to]
 
 
 def write_id_map(file: Path, size: tuple[int, int], objects: Sequence[Object]) -> Found:
@@ -400,17 +344,6 @@ def write_id_map(file: Path, size: tuple[int, int], objects: Sequence[Object]) -
     return [visible.get(i + 1) for i in range(len(objects))]
 
 
-def write_mask_files(folder: Path, objects: Sequence[Object], classes: Sequence[str]) -> Found:
-    """A folder with a black and white PNG for each object, named by its class and its number."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, (label, runs) in enumerate(objects, 1):
-        mask = np.zeros(runs.size, dtype=bool)
-        window, (x, y) = runs.window()
-        mask[y : y + window.shape[0], x : x + window.shape[1]] = window.numpy()
-        Image.fromarray(mask).save(folder / f"{classes[label]}_{number:04}.png", "PNG")
-    return [runs for _, runs in objects]
-
-
 def _write_classes(dataset: CocoSet, aside: Path, to: str) -> None:
     """Which classes there are, so that a class without objects is not forgotten."""
     names = [category.name for category in dataset.categories]
@@ -426,26 +359,17 @@ def _write_classes(dataset: CocoSet, aside: Path, to: str) -> None:
         (aside / CLASSES).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
 
 
-def _draw(outlines: list[list[float]], size: tuple[int, int]) -> Runs | None:
-    runs = decode(outlines, size)
-    return runs if runs.area() else None
-
-
-def _compare(objects: list[Object], found: Found) -> tuple[int, int, int, float, float]:
+def _compare(
+    objects: list[Object], found: Sequence[Runs | None]
+) -> tuple[int, int, int, float, float]:
     """The fields ``objects`` to ``worst_iou`` of ``Loss``."""
     ious = [
-        0.0 if after is None else _iou(before, after)
+        0.0 if after is None else iou(before, after)
         for (_, before), after in zip(objects, found, strict=True)
     ]
     changed, lost = sum(iou < 1 for iou in ious), sum(after is None for after in found)
     mean = sum(ious) / len(ious) if ious else 1.0
     return len(ious), changed, lost, mean, min(ious, default=1.0)
-
-
-def _iou(one: Runs, other: Runs) -> float:
-    if one is other or np.array_equal(one.counts, other.counts):
-        return 1.0
-    return float(coco_mask.iou([one.encode()], [other.encode()], [0])[0, 0])
 
 
 def _place(file: Path, target: Path, how: str) -> None:

@@ -37,8 +37,12 @@ from brefine.structures import Bitmaps, Images, InputError, Instances
 Batch = tuple[Images, list[Instances]]
 
 
-def read_picture(path: Path | str) -> Tensor:
+def read_picture(path: Path | str, content: bytes | None = None) -> Tensor:
     """A picture file as RGB, upright.
+
+    Args:
+        path: the file.
+        content: what is in it, where that is here already; ``path`` is then only its name.
 
     Returns:
         ``[3, H, W]`` uint8.
@@ -47,7 +51,7 @@ def read_picture(path: Path | str) -> Tensor:
         InputError: not there, no picture, damaged, too large, or of a kind without a known
             range of values (floats); names the file.
     """
-    with open_picture(path) as image:
+    with open_picture(path, content) as image:
         return to_tensor(image)
 
 

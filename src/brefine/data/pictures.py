@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
@@ -23,11 +25,18 @@ CLASSES = "classes.txt"
 MISSING = "no such picture"
 #: EXIF orientations by which a picture is turned by a quarter
 _QUARTER_TURNS = (5, 6, 7, 8)
+_lock = threading.Lock()
+_silent = ExitStack()
+_readers = 0
 
 
 @contextmanager
-def open_picture(path: Path | str) -> Iterator[Image.Image]:
+def open_picture(path: Path | str, content: bytes | None = None) -> Iterator[Image.Image]:
     """A picture file, opened; whatever goes wrong with it in the block becomes one line.
+
+    Args:
+        path: the file.
+        content: what is in it, where that is here already; ``path`` is then only its name.
 
     Raises:
         InputError: not there, no picture, damaged or too large; names the file.
@@ -35,12 +44,11 @@ def open_picture(path: Path | str) -> Iterator[Image.Image]:
     try:
         # Given a path, Pillow maps plain TIFFs into memory and then mixes up their rows where the
         # EXIF orientation says a quarter turn; given an open file it reads them.
-        with warnings.catch_warnings(), open(path, "rb") as file:
-            warnings.simplefilter("ignore")  # damage that matters ends as an error below
-            with Image.open(file) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise Image.DecompressionBombError
-                yield image
+        opened = open(path, "rb") if content is None else io.BytesIO(content)  # noqa: SIM115
+        with opened as file, _silence(), Image.open(file) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError
+            yield image
     except FileNotFoundError:
         raise InputError(f"{path}: {MISSING}") from None
     except UnidentifiedImageError:
@@ -52,6 +60,24 @@ def open_picture(path: Path | str) -> Iterator[Image.Image]:
         # Decoders of damaged files raise nearly anything: SyntaxError, struct.error, IndexError.
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
         raise InputError(f"{path}: cannot read the picture: {reason}") from None
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """No warnings: damage that matters ends as an error. Any number of threads may be inside."""
+    global _readers
+    with _lock:
+        _readers += 1
+        if _readers == 1:  # Python's own block, left in another order than entered, stays silent
+            _silent.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+    try:
+        yield
+    finally:
+        with _lock:
+            _readers -= 1
+            if not _readers:
+                _silent.close()
 
 
 def upright_size(path: Path) -> tuple[int, int]:
