@@ -158,7 +158,7 @@ def shift_colours(picture: Tensor, strength: float, random: np.random.Generator)
     The first three are multiplied by factors from ``1 - strength`` to ``1 + strength``: distance
     from black, from the mean luma, from the pixel's luma. Hue is turned about the grey axis by up
     to ``strength`` quarters of a full turn. All of it is one affine map of the colours, clipped at
-    the end: step by step, torchvision's ``ColorJitter`` takes eight times as long.
+    the end: step by step, torchvision's ``ColorJitter`` takes many times as long.
 
     Args:
         picture: ``[3, H, W]`` uint8.
