@@ -14,6 +14,7 @@ from brefine import cli
 from brefine import compare as comparing
 from brefine import evaluate as ev
 from brefine.data.coco import CocoSet
+from brefine.data.lvis import Federated
 from brefine.metrics import bootstrap, mask_quality
 from brefine.metrics.bootstrap import Difference, Sample, draw, interval
 from brefine.metrics.overlaps import KINDS, SIZES, compare
@@ -126,6 +127,22 @@ def test_groups_of_classes_are_means_over_them():
     found = sample.figures(np.ones((len(dataset), 1), int))["mask/AP_some"][0]
     values = [v["mask/AP"] for v in ev.evaluate_records(records, dataset).per_class.values()]
     assert found == pytest.approx(np.nanmean(np.array(values)[flags]))
+
+
+def test_federated_sets_have_their_own_figures(tmp_path):
+    dataset = random_set(7, classes=3)
+    negative = tuple((int(i % 3),) for i in range(len(dataset)))
+    partly = tuple((int(i % 2),) for i in range(len(dataset)))
+    dataset.federated = Federated(("r", "c", "c"), negative, partly)
+    records = random_records(dataset, 7)
+    (tmp_path / "a.json").write_text(json.dumps(records))
+    found = comparing.compare([tmp_path / "a.json"] * 2, dataset, resamples=10)
+    values = ev.evaluate_records(records, dataset).values
+    for key in ("mask/AP", "mask/AP_S", "mask/AP_r", "mask/AP_c", "mask/AP_f", "boundary/AP"):
+        value = found.figures[1][key].value
+        assert value == pytest.approx(values[key], abs=1e-12, nan_ok=True), key
+    assert values["mask/AP_r"] != values["mask/AP_c"]
+    assert found.figures[1]["mask/AP_f"].verdict == "-"
 
 
 def test_draws_are_of_as_many_pictures_and_repeatable():

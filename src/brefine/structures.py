@@ -146,7 +146,7 @@ class Instances:
         size: (height, width) of the frame that ``boxes`` and ``masks`` live in.
         boxes: ``[N, 4]`` float32 xyxy pixels.
         labels: ``[N]`` int64, 0..K-1.
-        scores: ``[N]`` float32 in 0..1, predictions only.
+        scores: ``[N]`` in 0..1, predictions only: float32, and float64 when calibrated.
         masks: labels only: the true masks.
         logits: predictions only: ``[N, S, S]`` mask logits of the predicted class that span
             ``boxes``, or more:
