@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import gc
 import io
 import statistics
 import time
@@ -67,6 +68,7 @@ def main() -> None:
     figures: dict[str, Figures] = {}
     for _ in range(options.rounds):
         for name, run in systems.items():
+            gc.collect()  # what the one before has left
             start = time.process_time()
             figures[name] = run()
             times[name].append(time.process_time() - start)
