@@ -397,7 +397,7 @@ class Perfect:
             target.size, target.boxes + move, target.labels, torch.ones(len(target)), logits=logits
         )
 
-    def __call__(self, picture, *, threshold=None):
+    def detect(self, picture, *, threshold=None):
         assert threshold == 0
         index = [p.file for p in self.dataset.pictures].index(picture)
         found = self.dataset.target(index)
@@ -405,7 +405,7 @@ class Perfect:
         return replace(found, labels=rows[found.labels], scores=torch.full((len(found),), 0.9))
 
     def both(self, picture, target):
-        return self(picture, threshold=0), self.given(picture, target)
+        return self.detect(picture, threshold=0), self.given(picture, target)
 
 
 def three_sizes():

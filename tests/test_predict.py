@@ -110,10 +110,10 @@ def test_every_input_gives_the_same(tmp_path: Path, tiny_model: Path) -> None:
     array = pixels.permute(1, 2, 0).numpy()
     image = Image.fromarray(array)
     image.save(tmp_path / "x.png")
-    first = p(pixels, threshold=0)
+    first = p.detect(pixels, threshold=0)
     assert len(first)
     for other in (array, image, tmp_path / "x.png", str(tmp_path / "x.png")):
-        found = p(other, threshold=0)
+        found = p.detect(other, threshold=0)
         assert torch.equal(found.boxes, first.boxes)
         assert torch.equal(found.scores, first.scores)
         assert torch.equal(found.logits, first.logits)
@@ -159,7 +159,7 @@ def test_several_pictures_give_what_each_gives_alone(tiny_model: Path) -> None:
     assert len(passes) == 3  # one a size
     assert p.several([]) == []
     for pixels, found in zip(pictures, together, strict=True):
-        alone = p(pixels, threshold=0)
+        alone = p.detect(pixels, threshold=0)
         assert len(alone)
         assert found.size == alone.size
         for name in ("boxes", "labels", "scores", "logits"):
@@ -187,7 +187,7 @@ def test_given_boxes_keep_frame_order_and_labels() -> None:
 def test_given_boxes_agree_with_detection(tiny_model: Path) -> None:
     p = brefine.load(tiny_model, device="cpu")
     pixels = picture(80, 120)
-    found = p(pixels, threshold=0)
+    found = p.detect(pixels, threshold=0)
     again = p.given(pixels, found)
     assert found.logits is not None
     assert again.logits is not None
@@ -203,7 +203,10 @@ def test_both_is_detecting_and_filling_with_one_pass_of_the_trunk(
     predictor.model.trunk.register_forward_hook(lambda *_: passes.append(1))
     for index, picture in enumerate(dataset.pictures):
         target = dataset.target(index)
-        expected = predictor(picture.file, threshold=0), predictor.given(picture.file, target)
+        expected = (
+            predictor.detect(picture.file, threshold=0),
+            predictor.given(picture.file, target),
+        )
         passes.clear()
         both = predictor.both(picture.file, target)
         assert len(passes) == 1

@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from brefine.methods import METHODS, create
     from brefine.predict import Predictor, load
+    from brefine.results import Result
 
 __version__ = "0.1.0"
-__all__ = ["METHODS", "Predictor", "__version__", "create", "load"]
+__all__ = ["METHODS", "Predictor", "Result", "__version__", "create", "load"]
 
 _HOMES = {
     "METHODS": "brefine.methods",
     "create": "brefine.methods",
     "Predictor": "brefine.predict",
     "load": "brefine.predict",
+    "Result": "brefine.results",
 }
 
 

@@ -186,7 +186,7 @@ def look(
         if asked:
             found, filled = predictor.both(picture.file, asked)
         else:
-            found = predictor(picture.file, threshold=0.0)
+            found = predictor.detect(picture.file, threshold=0.0)
         records = to_records(found, picture.id, predictor.categories, found.size)
         records = [record for record in records if record["category_id"] in known]
         return records, measure(filled, asked) if asked else []

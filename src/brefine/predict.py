@@ -16,6 +16,7 @@ from brefine.metrics.calibration import IDENTITY, Calibration
 from brefine.parts.boxes import clip
 from brefine.parts.masks import to_records
 from brefine.progress import track
+from brefine.results import Result, of_records
 from brefine.sources import Picture, as_pixels
 from brefine.structures import Category, Images, InputError, Instances, Segmenter
 from brefine.tiling import choose_tile, lay, merge
@@ -94,28 +95,53 @@ class Predictor:
             device=device,
         )
 
-    @torch.inference_mode()
     def __call__(
         self,
         picture: Picture,
         *,
         threshold: float | None = None,
         views: Sequence[View] = PLAIN,
-    ) -> Instances:
+        tile: int | Literal["auto"] | None = None,
+        overlap: int | None = None,
+        channels: str = "RGB",
+    ) -> Result:
         """The objects of a picture, best score first.
 
         Args:
-            picture: a file, a PIL picture (EXIF orientation applied), a numpy array
-                ``[H, W, 3]`` uint8 or a tensor ``[3, H, W]`` uint8; RGB.
+            picture: a file, its bytes, a PIL picture (EXIF orientation applied), an array
+                ``[H, W, 3]`` or a tensor ``[3, H, W]`` uint8; see ``sources.as_pixels``.
             threshold: objects with a lower score are dropped; 0 keeps all the model gives;
                 None: the model's own for each class.
             views: ways to look at it whose boxes and masks are averaged, see ``views.combine``.
-
-        Returns:
-            Boxes in the picture's pixels, labels, scores and mask logits ``[N, S, S]``.
+            tile: see ``records``.
+            overlap: see ``records``.
+            channels: the order in an array or a tensor, ``RGB`` or ``BGR``.
 
         Raises:
             InputError: no picture, or an array of another shape or type.
+        """
+        pixels = as_pixels(picture, channels)
+        if tile is None:
+            found = self.detect(pixels, threshold=threshold, views=views)
+        else:
+            options: dict[str, Any] = {"views": views, "tile": tile, "overlap": overlap}
+            records = self.records(pixels, 0, threshold=threshold, **options)
+            found = of_records(records, (pixels.shape[1], pixels.shape[2]), self.categories)
+        kept = picture if isinstance(picture, str | Path) else pixels
+        return Result(found, self.categories, kept)
+
+    @torch.inference_mode()
+    def detect(
+        self,
+        picture: Picture,
+        *,
+        threshold: float | None = None,
+        views: Sequence[View] = PLAIN,
+    ) -> Instances:
+        """The objects of a picture as the model gives them; arguments as in the call.
+
+        Returns:
+            Boxes in the picture's pixels, labels, scores and mask logits ``[N, S, S]``.
         """
         pixels = as_pixels(picture)
         if len(views) == 1:
@@ -137,7 +163,7 @@ class Predictor:
     def several(
         self, pictures: Sequence[Picture], *, threshold: float | None = None
     ) -> list[Instances]:
-        """The objects of each of several pictures: what the call finds in it.
+        """The objects of each of several pictures: what ``detect`` finds in it.
 
         Those that have one size for the network go through it together. Others are not padded to
         a common size, since padding changes what is found beside it.
@@ -184,7 +210,7 @@ class Predictor:
         """All that the model detects, and masks for known boxes, from one pass of the trunk.
 
         Returns:
-            The same as ``self(picture, threshold=0)`` and ``self.given(picture, target)``.
+            The same as ``detect(picture, threshold=0)`` and ``given(picture, target)``.
         """
         images, size = self._resize(as_pixels(picture))
         features = self.model.features(images)
@@ -226,7 +252,7 @@ class Predictor:
         count = len(grid.tiles)
         found = []
         for x1, y1, x2, y2 in track(grid.tiles, "tiles", count) if progress else grid.tiles:
-            seen = self(pixels[:, y1:y2, x1:x2], threshold=threshold, views=views)
+            seen = self.detect(pixels[:, y1:y2, x1:x2], threshold=threshold, views=views)
             found.append(to_records(seen, image_id, self.categories, seen.size))
         return merge(found, grid)
 

@@ -588,7 +588,7 @@ def _card(
         "import brefine",
         "",
         f'predictor = brefine.load("{name}")',
-        'found = predictor("picture.jpg")  # boxes, labels, scores, mask logits',
+        'found = predictor("picture.jpg")  # boxes, labels, scores, names, masks',
         "```",
         "",
     ]
