@@ -194,22 +194,22 @@ def fast_sample(random, hit_rates):
 
 
 def test_intervals_cover_the_true_difference():
-    """Of 100 sets drawn from one world, about 95 intervals hold the difference of that world."""
+    """Of 60 sets drawn from one world, about 57 intervals hold the difference of that world."""
     random = np.random.default_rng(0)
     alone, paired, covered = [], [], 0
     worlds = [
         [float(s.figures(np.ones((40, 1), int))["mask/AP"][0]) for s in pair]
-        for pair in (fast_sample(random, (0.0, 0.4)) for _ in range(300))
+        for pair in (fast_sample(random, (0.0, 0.4)) for _ in range(150))
     ]
     truth = np.diff(np.mean(worlds, 0))[0]
-    for seed in range(100):
+    for seed in range(60):
         counts = draw(40, 150, seed)
         first, second = (s.figures(counts)["mask/AP"] for s in fast_sample(random, (0.0, 0.4)))
         low, high = interval(second, first)
         covered += low <= truth <= high
         paired.append(high - low)
         alone.append(np.ptp(np.percentile(second - random.permutation(first), [2.5, 97.5])))
-    assert 87 <= covered <= 99
+    assert 51 <= covered < 60
     assert np.mean(paired) < np.mean(alone)  # hard pictures cancel
 
 
