@@ -4,7 +4,7 @@
 
 First 100 masks of 56 x 56 logits at 640 x 480 and at 4000 x 3000: `torchvision`'s
 `paste_masks_in_image`, thresholded, and `pycocotools`' `encode`, against `to_records`. Rounds are
-interleaved; wall milliseconds are medians. The peak of memory is that of a process that does
+interleaved; CPU milliseconds are medians. The peak of memory is that of a process that does
 nothing else, above what it takes with everything imported and the logits made.
 
 Then what ours costs for 1 to 1,000 objects of up to 400 pixels in pictures of 1, 12 and 100
@@ -92,7 +92,7 @@ CASES = {"640 x 480": SMALL, "4000 x 3000": LARGE}
 
 def compare(rounds: int) -> None:
     """Time and peak memory of both, and how much their masks agree."""
-    print(f"100 masks, {SIDE} x {SIDE} logits; wall ms, median of {rounds}; peak MB above imports")
+    print(f"100 masks, {SIDE} x {SIDE} logits; CPU ms, median of {rounds}; peak MB above imports")
     # First, since a process starts with the peak of its parent.
     command = [sys.executable, __file__, "--threads", str(torch.get_num_threads()), "--peak"]
     peak_of = {
@@ -106,9 +106,9 @@ def compare(rounds: int) -> None:
         masks = {}
         for _ in range(rounds):
             for name, run in SYSTEMS.items():
-                start = time.perf_counter()
+                start = time.process_time()
                 masks[name] = run(found)
-                times[name].append(1000 * (time.perf_counter() - start))
+                times[name].append(1000 * (time.process_time() - start))
         medians = [statistics.median(values) for values in times.values()]
         peaks = [peak_of[name, case] for name in SYSTEMS]
         for name, median, peak in zip(SYSTEMS, medians, peaks, strict=True):
@@ -133,12 +133,12 @@ def measure_peak(run: Callable[[Instances], list[Any]], found: Instances) -> flo
 def tabulate(rounds: int) -> None:
     """What ours costs by picture, by number of objects and by their size."""
     counts = (1, 10, 100, 1000)
-    print("\nobjects of 16 to 400 pixels; wall ms, median")
+    print("\nobjects of 16 to 400 pixels; CPU ms, median")
     print(f"{'megapixels':>12}", *(f"{count:>8,}" for count in counts))
     for name, size in MEGAPIXELS.items():
         row = [timed(draw(count, size, 16, 400), rounds) for count in counts]
         print(f"{name:>12}", *(f"{value:8.1f}" for value in row))
-    print("\n100 objects in 100 megapixels, by side of their boxes in pixels; wall ms, median")
+    print("\n100 objects in 100 megapixels, by side of their boxes in pixels; CPU ms, median")
     sides = (50, 200, 800, 3200, 9000)
     print(f"{'side':>12}", *(f"{side:>8,}" for side in sides))
     row = [timed(draw(100, MEGAPIXELS["100"], side, side), rounds) for side in sides]
@@ -149,9 +149,9 @@ def timed(found: Instances, rounds: int) -> float:
     values = []
     ours(found)
     for _ in range(2 * rounds + 1):
-        start = time.perf_counter()
+        start = time.process_time()
         ours(found)
-        values.append(1000 * (time.perf_counter() - start))
+        values.append(1000 * (time.process_time() - start))
     return statistics.median(values)
 
 

@@ -144,6 +144,15 @@ def test_paste_of_nothing_of_zeros_and_of_what_is_no_number():
     assert mask.area() == 200
 
 
+def test_a_pixel_whose_value_is_0_is_outside():
+    """The zero between -1 and 1 lies at the very centre of pixel 2 of 5."""
+    rising = torch.tensor([[-1.0, -1], [1, 1]])
+    logits = torch.stack([rising, -rising, rising.mT, -rising.mT])
+    pasted = paste(logits, torch.tensor([[0.0, 0, 5, 5]]).expand(4, 4), (5, 5))
+    boxes = [runs.box() for runs in pasted]
+    assert boxes == [(0, 3, 5, 5), (0, 0, 5, 2), (3, 0, 5, 5), (0, 0, 2, 5)]
+
+
 def test_paste_is_interpolate_when_the_box_is_a_multiple_of_the_grid():
     logits = torch.randn(1, 14, 14, generator=torch.Generator().manual_seed(5))
     [runs] = paste(logits, torch.tensor([[10.0, 3, 52, 31]]), FRAME)
