@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from brefine.data import coco
-from brefine.data.coco import MAX_PIXELS, CocoSet, decode
+from brefine import rle
+from brefine.data.coco import CocoSet
+from brefine.data.pictures import MAX_PIXELS
 from brefine.data.transforms import resize
+from brefine.rle import decode
 from brefine.structures import Category, InputError
 
 SIZE = (37, 53)
@@ -225,11 +227,11 @@ near = st.lists(st.tuples(tenths | st.floats(-9, 49), tenths | st.floats(-9, 49)
 @pytest.mark.parametrize("dense", [0, 2**20])
 def test_windows_of_many_corners_are_drawn_with_the_pixels_of_pycocotools(monkeypatch, dense):
     """Their sides end between pixels so often that rounding decides: shifting them would show."""
-    monkeypatch.setattr(coco, "DENSE", dense)
+    monkeypatch.setattr(rle, "DENSE", dense)
     random = np.random.default_rng(0)
     for _ in range(300):
         outline = random.uniform(-3, 45, (9, 2)).ravel().tolist()
-        window, (x, y) = coco.draw([outline], (40, 60))
+        window, (x, y) = rle.draw([outline], (40, 60))
         whole = np.zeros((40, 60), np.uint8)
         whole[y : y + window.shape[0], x : x + window.shape[1]] = window.numpy()
         assert np.array_equal(
@@ -248,7 +250,7 @@ def test_windows_are_drawn_with_the_pixels_of_pycocotools(polygons, scale, insid
     arrays = [np.array(points) for points in polygons]
     if inside:
         arrays = [points.clip(0, [40, 30]) for points in arrays]
-    window, (x, y) = coco.draw([points.ravel().tolist() for points in arrays], size, scale)
+    window, (x, y) = rle.draw([points.ravel().tolist() for points in arrays], size, scale)
     scaled = [(points * scale).ravel().tolist() for points in arrays]
     expected = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(scaled, *size)))
     whole = np.zeros(size, np.uint8)

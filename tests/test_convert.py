@@ -14,9 +14,9 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from brefine import cli
-from brefine.data.coco import decode
 from brefine.data.convert import convert
 from brefine.data.read import read
+from brefine.rle import decode
 from brefine.structures import InputError
 from samples import blob, dense_rle
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from brefine.data.coco import MAX_PIXELS, CocoSet
+from brefine.data.coco import CocoSet
 from brefine.data.loader import (
     TrainSet,
     collate,
@@ -16,6 +16,7 @@ from brefine.data.loader import (
     to_tensor,
     train_loader,
 )
+from brefine.data.pictures import MAX_PIXELS
 from brefine.data.samplers import EpochSampler
 from brefine.recipe import DataRecipe
 from brefine.structures import Images, InputError

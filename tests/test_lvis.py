@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from brefine.data import lvis
-from brefine.data.coco import CocoSet, decode, read_json
+from brefine.data.coco import CocoSet, read_json
 from brefine.data.loader import read_labelled
 from brefine.data.read import read
+from brefine.rle import decode
 from brefine.structures import InputError
 
 CLASSES = 1203

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from brefine.data.coco import decode
 from brefine.outlines import join, polygons, simplify, trace
+from brefine.rle import decode
 from samples import blob
 
 masks = arrays(bool, array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=12))

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco_mask
 
-from brefine.data.coco import decode
 from brefine.metrics.overlaps import assign, compare
 from brefine.metrics.tape import Tape
+from brefine.rle import decode
 from samples import dense_rle, detect, disc, random_records, random_set
 from test_evaluate import SIZE, dense_band, scene
 

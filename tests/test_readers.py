@@ -183,7 +183,7 @@ def test_every_format_trains_and_evaluates(written, tmp_path, monkeypatch, capsy
     assert cli.main(["evaluate", "run/best", "--data", str(paths["val"]), "--limit", "1"]) == 0
     dataset = read(paths["val"])
     photo = str(dataset.pictures[1].file)
-    options = ["--data", str(paths["val"]), "--threshold", "0", "--formats", "coco"]
+    options = ["--data", str(paths["val"]), "--threshold", "0", "--save", "coco"]
     assert cli.main(["predict", "run/best", photo, *options]) == 0
     records = json.loads(Path("predictions/predictions.json").read_text())
     assert {record["image_id"] for record in records} <= {dataset.pictures[1].id}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from brefine import runs
-from brefine.data.coco import Runs, decode
+from brefine.rle import Runs, decode
 
 EIGHT = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx]
 FOUR = [(-1, 0), (1, 0), (0, -1), (0, 1)]

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from brefine.data.coco import decode
 from brefine.evaluate import Report
 from brefine.files import replacing
 from brefine.metrics.boundary import Mask, band_width, boundary_band, mask_iou
 from brefine.metrics.profile import cut
 from brefine.metrics.tables import COLUMNS, table_cells
 from brefine.parts.masks import to_records
+from brefine.rle import decode
 from brefine.structures import Category, InputError, Instances
 
 Colour = tuple[int, int, int]

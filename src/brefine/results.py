@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from brefine.data.coco import Runs, decode
 from brefine.outlines import Ring, simple_parts
 from brefine.parts.masks import paste_all, to_records
+from brefine.rle import Runs, decode
 from brefine.sources import as_pixels
 from brefine.structures import Bitmaps, Category, InputError, Instances
 

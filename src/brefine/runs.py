@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from brefine.data.coco import Runs, decode
+from brefine.rle import Runs, decode
 
 Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]

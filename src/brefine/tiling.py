@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from brefine.data.coco import Runs, decode
+from brefine.rle import Runs, decode
 from brefine.runs import Box, Flags, Ints, cut, intersect, move, union, unite
 from brefine.structures import InputError
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from brefine.data.coco import _Kept, _short, find_folder
-from brefine.data.faults import KINDS, Fault, Id, Place, Report, collect, reason_of
+from brefine.data.coco import Kept, find_folder
+from brefine.data.faults import KINDS, Fault, Id, Place, Report, collect, reason_of, shorten
 from brefine.data.geometry import Tell, check_geometry
 from brefine.data.looks import Listed, Look, compare, look_at
 from brefine.data.pictures import MAX_PIXELS
@@ -145,7 +145,7 @@ def _read_list(content: dict[str, Any], key: str, path: Path, report: Report) ->
     if entries is None:
         report("missing-key", path, None, f"{key} is missing")
     else:
-        report("wrong-type", path, None, f"{key} is {_short(entries)}, no list")
+        report("wrong-type", path, None, f"{key} is {shorten(entries)}, no list")
     return None
 
 
@@ -154,12 +154,12 @@ def _name_entries(
 ) -> Iterator[tuple[int, dict[str, Any], str]]:
     """The objects of a list of the json, each with its place in it and what to call it."""
     for number, entry in enumerate(entries):
-        if isinstance(entry, _Kept):
+        if isinstance(entry, Kept):
             entry = entry.among[entry.place]
         if isinstance(entry, dict):
-            yield number, entry, f"{noun} {_short(entry.get('id', f'number {number}'))}"
+            yield number, entry, f"{noun} {shorten(entry.get('id', f'number {number}'))}"
         else:
-            message = f"{key}[{number}] is {_short(entry)}, expected an object {{...}}"
+            message = f"{key}[{number}] is {shorten(entry)}, expected an object {{...}}"
             report("wrong-type", path, None, message)
 
 
@@ -177,13 +177,13 @@ def _read_categories(
         if number is None:
             continue
         if number in table:
-            message = f"{where}: the id is used twice, {_short(table[number])} and {_short(name)}"
+            message = f"{where}: the id is used twice, {shorten(table[number])} and {shorten(name)}"
             report("duplicate-category-id", path, number, message)
             continue
         table[number] = name
         if name is not None and owners.setdefault(name.strip().casefold(), number) != number:
             other = owners[name.strip().casefold()]
-            message = f"{where}: named {_short(name)}, as is category {other}"
+            message = f"{where}: named {shorten(name)}, as is category {other}"
             report("duplicate-name", path, number, message)
     return table
 
@@ -208,7 +208,7 @@ def _read_pictures(
             else:
                 size = height, width
         if key is not None and key in found.sizes:
-            message = f"{where}: the id is used twice, now for {_short(name)}"
+            message = f"{where}: the id is used twice, now for {shorten(name)}"
             report("duplicate-picture-id", found.path, key, message)
         elif key is not None:
             found.sizes[key] = size
@@ -257,7 +257,7 @@ class _Reader:
     def _refuse(self, key: str, expected: str) -> None:
         own = _as_id(self.entry.get("id"))
         if key in self.entry:
-            message = f"{self.where}: {key} is {_short(self.entry[key])}, expected {expected}"
+            message = f"{self.where}: {key} is {shorten(self.entry[key])}, expected {expected}"
             self.report("wrong-type", self.path, own, message)
         else:
             self.report("missing-key", self.path, own, f"{self.where}: {key} is missing")
@@ -300,7 +300,7 @@ def _check_annotations(found: _Set, report: Report, progress: bool) -> None:
         picture, category = reader.id("image_id"), reader.whole("category_id")
         known = True
         if picture is not None and found.pictures is not None and picture not in found.sizes:
-            tell("unknown-picture", f"unknown image_id {_short(picture)}")
+            tell("unknown-picture", f"unknown image_id {shorten(picture)}")
             known = False
         if category is not None and found.categories is not None:
             used.add(category)
@@ -330,7 +330,7 @@ def _teller(report: Report, file: Path, id: Id, where: str) -> Tell:
 
 def _check_id(entry: dict[str, Any], own: Id, ids: set[int | str], tell: Tell) -> None:
     if own is None:
-        tell("bad-id", f"id is {_short(entry['id'])}" if "id" in entry else "id is missing")
+        tell("bad-id", f"id is {shorten(entry['id'])}" if "id" in entry else "id is missing")
     elif own in ids:
         tell("duplicate-annotation-id", "id used twice")
     else:
@@ -354,7 +354,7 @@ def _check_counts(counts: Counter[int], peopled: int, found: _Set, report: Repor
         report("no-objects", found.path, None, message)
         return
     for number, name in (found.categories or {}).items():
-        label = f"category {number} ({_short(name)})"
+        label = f"category {number} ({shorten(name)})"
         if not counts[number]:
             report("empty-class", found.path, number, f"{label}: no object")
         elif counts[number] < FEW_OBJECTS:
@@ -378,7 +378,7 @@ def _compare_classes(first: _Set, second: _Set, report: Report) -> None:
     common = names.keys() & others.keys()
     if common and {others[name] - names[name] for name in common} in ({1}, {-1}):
         name = min(common, key=lambda name: names[name])
-        message = f"{_short(name)} is category {others[name]}, but {names[name]} in {origin}"
+        message = f"{shorten(name)} is category {others[name]}, but {names[name]} in {origin}"
         message += f": ids shifted by one, of {len(common)} classes"
         report("class-mismatch", second.path, None, message)
         here, there = (
@@ -390,10 +390,10 @@ def _compare_classes(first: _Set, second: _Set, report: Report) -> None:
         if number in here and number in there:
             if mine is None or other is None or mine == other:
                 continue
-            message = f"{_short(other)}, but {_short(mine)} in {origin}"
+            message = f"{shorten(other)}, but {shorten(mine)} in {origin}"
         elif number in here:
-            message = f"{_short(mine)} is in {origin} only"
+            message = f"{shorten(mine)} is in {origin} only"
         else:
-            elsewhere = f", where {_short(other)} is {names[other]}" if other in names else ""
-            message = f"{_short(other)} is not in {origin}{elsewhere}"
+            elsewhere = f", where {shorten(other)} is {names[other]}" if other in names else ""
+            message = f"{shorten(other)} is not in {origin}{elsewhere}"
         report("class-mismatch", second.path, number, f"category {number}: {message}")

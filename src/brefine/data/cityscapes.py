@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from brefine.data.coco import POLYGON_REACH, _short, read_json
-from brefine.data.faults import Doubt, Place, Report, refuse, reporting
+from brefine.data.coco import read_json
+from brefine.data.faults import Doubt, Place, Report, refuse, reporting, shorten
 from brefine.data.masks_folder import read_mask, split_ids
 from brefine.data.pictures import by_name, list_pictures, measure, watch
+from brefine.rle import POLYGON_REACH
 from brefine.structures import InputError
 
 PICTURES, LABELS = "leftImg8bit", "gtFine"
@@ -170,11 +171,11 @@ def _draw(file: Path, size: tuple[int, int], report: Report) -> NDArray[Any] | N
             return None
     said = (content["imgHeight"], content["imgWidth"])
     if said != size:
-        text = f"imgHeight and imgWidth are {_short(said[0])} and {_short(said[1])}"
+        text = f"imgHeight and imgWidth are {shorten(said[0])} and {shorten(said[1])}"
         report("wrong-size", file, None, f"{text}, but its picture has {size[0]} x {size[1]}")
         return None
     if not isinstance(content["objects"], list):
-        message = f"objects is {_short(content['objects'])}, expected a list"
+        message = f"objects is {shorten(content['objects'])}, expected a list"
         report("wrong-type", file, None, message)
         return None
     image = Image.new("I", (size[1], size[0]))
@@ -183,7 +184,7 @@ def _draw(file: Path, size: tuple[int, int], report: Report) -> NDArray[Any] | N
     for index, entry in enumerate(content["objects"]):
         where = f"objects[{index}]"
         if not isinstance(entry, dict):
-            report("wrong-type", file, index, f"{where} is {_short(entry)}, expected an object")
+            report("wrong-type", file, index, f"{where} is {shorten(entry)}, expected an object")
             continue
         if entry.get("deleted"):
             continue
@@ -195,7 +196,7 @@ def _draw(file: Path, size: tuple[int, int], report: Report) -> NDArray[Any] | N
         group = label not in _IDS and label.endswith("group")
         value = _IDS.get(label.removesuffix("group") if group else label)
         if value is None:
-            message = f"{where}: label {_short(label)} is none of Cityscapes'"
+            message = f"{where}: label {shorten(label)} is none of Cityscapes'"
             report("unknown-category", file, index, message)
             continue
         if fault := _find_fault(entry["polygon"], size):
@@ -215,12 +216,12 @@ def _find_fault(polygon: Any, size: tuple[int, int]) -> tuple[str, str] | None:
         return "bad-polygon", "polygon is no list of points [x, y]"
     for point in polygon:
         if not isinstance(point, list) or len(point) != 2:
-            return "bad-polygon", f"polygon: {_short(point)} is no point [x, y]"
+            return "bad-polygon", f"polygon: {shorten(point)} is no point [x, y]"
         for number in point:
             if type(number) not in (int, float) or number != number:
-                return "bad-polygon", f"polygon: coordinate {_short(number)} is no number"
+                return "bad-polygon", f"polygon: coordinate {shorten(number)} is no number"
             if abs(number) > POLYGON_REACH * max(size):
-                return "bad-polygon", f"polygon: coordinate {_short(number)} lies far outside"
+                return "bad-polygon", f"polygon: coordinate {shorten(number)} lies far outside"
     if len(polygon) < 3:
         return "few-points", f"a polygon of {len(polygon)} points, expected 3 or more"
     return None

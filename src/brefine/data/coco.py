@@ -6,7 +6,6 @@ makes the whole file doubtful (no json, missing keys, ids twice) is refused.
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -16,13 +15,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from pycocotools import mask as coco_mask
 from torch import Tensor
 
+from brefine.data.faults import shorten
 from brefine.data.packed import Packed
 from brefine.data.pictures import MAX_PIXELS
 from brefine.data.transforms import resize_masks
+from brefine.rle import check_polygons, decode, draw, extent_of
 from brefine.structures import Bitmaps, Category, InputError, Instances
 
 if TYPE_CHECKING:
@@ -31,10 +30,6 @@ if TYPE_CHECKING:
 #: a ``bbox`` is believed if no side is farther from its mask than 2 pixels and a quarter of the
 #: box: drawn boxes hold thin ends that no pixel of the mask shows; corners given as sizes are off
 BOX_TOLERANCE = 2.0, 0.25
-#: a polygon may leave the picture by this many times its longer side before it is not believed
-POLYGON_REACH = 4
-#: pixels; a polygon's mask is unrolled at once up to this many, left of and above it included
-DENSE = 2**20
 
 
 @dataclass(frozen=True)
@@ -55,247 +50,6 @@ class Picture:
     def of(cls, values: Any) -> Picture:
         """From the values (id, file, height, width)."""
         return cls(values[0], Path(values[1]), (values[2], values[3]))
-
-
-@dataclass(frozen=True)
-class Runs:
-    """One mask as run lengths down the columns, checked to fill its picture exactly.
-
-    Attributes:
-        counts: ``[R]`` int64, pixels of 0, of 1, of 0, ...; their sum is height * width.
-        size: (height, width).
-    """
-
-    counts: NDArray[np.int64]
-    size: tuple[int, int]
-
-    def area(self) -> int:
-        """Number of pixels set."""
-        return int(self.counts[1::2].sum())
-
-    def box(self) -> tuple[int, int, int, int]:
-        """Tight xyxy box of the pixels set, last ones exclusive; all 0 when there is none."""
-        ends = self.counts.cumsum()
-        first, last = ends[0:-1:2], ends[1::2] - 1
-        first, last = first[first <= last], last[first <= last]
-        if not len(first):
-            return 0, 0, 0, 0
-        height = self.size[0]
-        x1, x2 = int(first[0]) // height, int(last[-1]) // height + 1
-        if np.any(first // height != last // height):  # a run goes round the bottom to the top
-            return x1, 0, x2, height
-        return x1, int((first % height).min()), x2, int((last % height).max()) + 1
-
-    def window(self) -> tuple[Tensor, tuple[int, int]]:
-        """The mask inside its box, uint8 ``[h, w]``, and the (x, y) of its top left pixel."""
-        x1, y1, x2, y2 = self.box()
-        height = self.size[0]
-        # Only the columns of the box are unrolled: memory follows the object.
-        ends = (self.counts.cumsum() - x1 * height).clip(0, (x2 - x1) * height)
-        lengths = np.diff(ends, prepend=0)
-        values = (np.arange(len(lengths)) % 2).astype(np.uint8)
-        columns = np.repeat(values, lengths).reshape(x2 - x1, height)
-        return torch.from_numpy(np.ascontiguousarray(columns[:, y1:y2].T)), (x1, y1)
-
-    def encode(self) -> dict[str, Any]:
-        """COCO's compressed RLE."""
-        height, width = self.size
-        counts = self.counts[:-1] if self.counts[-1] == 0 else self.counts
-        rle = coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
-        return {"size": [height, width], "counts": rle["counts"].decode()}
-
-
-def decode(segmentation: Any, size: tuple[int, int]) -> Runs:
-    """Run lengths of a COCO segmentation: polygons, compressed or uncompressed RLE.
-
-    The pixels are those of ``pycocotools``: polygons are drawn by it; RLE is read here because
-    its decoder trusts the lengths that it reads.
-
-    Args:
-        segmentation: the json's value.
-        size: (height, width) of the picture.
-
-    Raises:
-        ValueError: unusable; the message says why.
-    """
-    if isinstance(segmentation, list):
-        return _draw_polygons(segmentation, size)
-    if not isinstance(segmentation, dict):
-        raise ValueError("segmentation is neither polygons nor RLE")
-    if segmentation.get("size") != list(size):
-        said = segmentation.get("size")
-        raise ValueError(f"RLE of size {_short(said)} in a picture of [{size[0]}, {size[1]}]")
-    counts = segmentation.get("counts")
-    if isinstance(counts, str):
-        lengths, _ = parse_counts([counts])
-    elif isinstance(counts, list) and all(type(count) is int for count in counts):
-        if any(not 0 <= count <= MAX_PIXELS for count in counts):
-            raise ValueError("RLE with a negative or huge count")
-        lengths = np.array(counts, dtype=np.int64)
-    else:
-        raise ValueError("RLE counts are neither a string nor a list of whole numbers")
-    total = int(lengths.sum())
-    if total != size[0] * size[1] or (lengths < 0).any():
-        raise ValueError(f"RLE covers {total} pixels, the picture has {size[0] * size[1]}")
-    if len(lengths) % 2:  # runs come in pairs of 0 and 1 from here on
-        lengths = np.append(lengths, 0)
-    return Runs(lengths, size)
-
-
-def parse_counts(texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """COCO's compressed counts: signed base-32 digits, lowest first, with differences.
-
-    A character minus 48 has five bits of value and one (32) that says "more follows"; the last
-    one's bit 16 is the sign. From the fourth on, a number is added to the one before the last.
-
-    Args:
-        texts: N counts.
-
-    Returns:
-        The numbers of all, one after the other, and ``[N + 1]``, where those of each begin. They
-        come in pairs: where their number is odd, a 0 is added.
-
-    Raises:
-        ValueError: one is damaged.
-    """
-    # A character below 48 becomes a digit above 63.
-    digits = np.frombuffer("".join(texts).encode(), dtype=np.uint8) - np.uint8(48)
-    stops = np.cumsum([len(text) for text in texts])
-    last = digits < 32
-    if not all(texts) or stops[-1] != len(digits) or digits.max() > 63 or not last[stops - 1].all():
-        raise ValueError("RLE counts are damaged")
-    ends = last.nonzero()[0]
-    lengths = ends - np.concatenate([[-1], ends[:-1]])
-    longest = int(lengths.max())
-    if longest > 7:  # seven digits hold every 32-bit number
-        raise ValueError("RLE counts are damaged")
-    highest = digits[ends].astype(np.int64)
-    values = highest - ((highest & 16) << 1)
-    for place in range(1, longest):  # downwards from the highest digit
-        more = (lengths > place).nonzero()[0]
-        values[more] = (values[more] << 5) | (digits[ends[more] - place] & 31)
-
-    numbers = ends.searchsorted(stops)
-    numbers[1:] -= numbers[:-1].copy()
-    odd = numbers & 1
-    first = np.concatenate([[0], (numbers + odd).cumsum()])
-    counts = np.zeros(first[-1], dtype=np.int64)
-    counts[np.arange(len(values)) + (odd.cumsum() - odd).repeat(numbers)] = values
-    start, pairs = first[:-1], (numbers + odd) // 2
-    initial = counts[start]
-    counts[start] = 0
-    for parity in (0, 1):  # sums over every other number, from its own text on
-        sums = counts[parity::2].cumsum()
-        before = sums[start // 2] - counts[start + parity]
-        counts[parity::2] = sums - before.repeat(pairs)
-    counts[start] = initial
-    counts[first[1:][odd == 1] - 1] = 0
-    return counts, first
-
-
-def _draw_polygons(polygons: Sequence[Any], size: tuple[int, int]) -> Runs:
-    """The union of polygons, as pycocotools draws them."""
-    return _runs(draw_compressed(polygons, size), size)
-
-
-def draw_compressed(polygons: Sequence[Any], size: tuple[int, int]) -> dict[str, Any]:
-    """The union of polygons as compressed RLE, its counts bytes, as pycocotools draws them.
-
-    Raises:
-        ValueError: no polygon, or one that pycocotools could not draw.
-    """
-    checked = [points.tolist() for points in _check_polygons(polygons, size)]
-    rle: dict[str, Any] = coco_mask.merge(coco_mask.frPyObjects(checked, *size))
-    return rle
-
-
-def _runs(rle: dict[str, Any], size: tuple[int, int]) -> Runs:
-    """Run lengths of what pycocotools made."""
-    lengths, _ = parse_counts([rle["counts"].decode()])
-    return Runs(lengths, size)
-
-
-def draw(
-    polygons: Sequence[Sequence[float]],
-    size: tuple[int, int],
-    scale: tuple[float, float] = (1.0, 1.0),
-) -> tuple[Tensor, tuple[int, int]]:
-    """The union of polygons in a window around them: the pixels of ``decode``, faster.
-
-    Args:
-        polygons: each x, y, x, y ..., of at least 3 points.
-        size: (height, width) of the frame.
-        scale: of x and of y, from the polygons' coordinates to the frame's.
-
-    Returns:
-        uint8 ``[h, w]``, tight, maybe empty, and the (x, y) of its top left pixel.
-    """
-    height, width = size
-    if scale != (1.0, 1.0):
-        scales = itertools.cycle(scale)
-        polygons = [[v * s for v, s in zip(part, scales, strict=False)] for part in polygons]
-    x1, y1, x2, y2 = _extent(polygons, size)
-    right, bottom = min(int(x2) + 2, width), min(int(y2) + 2, height)
-    rles = coco_mask.frPyObjects(polygons, bottom, right)
-    rle = rles[0] if len(rles) == 1 else coco_mask.merge(rles)
-    if bottom * right > DENSE:
-        return _runs(rle, (bottom, right)).window()
-    window = coco_mask.decode(rle)
-    # pycocotools rounds to fifths of a pixel: nothing is farther out than that.
-    left, top = max(min(int(x1) - 1, right), 0), max(min(int(y1) - 1, bottom), 0)
-    while left < right and not window[top:, left].any():
-        left += 1
-    while left < right and not window[top:, right - 1].any():
-        right -= 1
-    while top < bottom and not window[top, left:right].any():
-        top += 1
-    while top < bottom and not window[bottom - 1, left:right].any():
-        bottom -= 1
-    tight = np.ascontiguousarray(window[top:bottom, left:right])
-    return torch.from_numpy(tight), (left, top)
-
-
-def _extent(
-    polygons: Sequence[Sequence[float]], size: tuple[int, int]
-) -> tuple[float, float, float, float]:
-    """The xyxy box of polygons, cut to a picture of ``size``."""
-    height, width = size
-    x1 = min(min(part[0::2]) for part in polygons)
-    y1 = min(min(part[1::2]) for part in polygons)
-    x2 = max(max(part[0::2]) for part in polygons)
-    y2 = max(max(part[1::2]) for part in polygons)
-    return max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
-
-
-def _check_polygons(polygons: Sequence[Any], size: tuple[int, int]) -> list[NDArray[np.float64]]:
-    """Each polygon as a flat array of x, y, x, y ...
-
-    Parts of one or two points, which many tools leave behind, cover nothing and are left out.
-
-    Raises:
-        ValueError: no polygon, or one that pycocotools could not draw.
-    """
-    if not polygons:
-        raise ValueError("empty segmentation")
-    reach = POLYGON_REACH * max(size)
-    checked = []
-    for polygon in polygons:
-        try:
-            points = np.array(polygon, dtype=np.float64)
-        except (TypeError, ValueError, OverflowError):
-            raise ValueError("a polygon is not a list of numbers") from None
-        if points.ndim != 1 or len(points) % 2 or not isinstance(polygon, list):
-            raise ValueError("a polygon is not a flat list x, y, x, y ...")
-        if not np.isfinite(points).all():
-            raise ValueError("a polygon has a coordinate that is not finite")
-        if len(points) < 6:
-            continue
-        if np.abs(points).max() > reach:  # drawing takes memory by the length of the outline
-            raise ValueError("a polygon lies far outside of its picture")
-        checked.append(points)
-    if not checked:
-        raise ValueError("no polygon with at least 3 points")
-    return checked
 
 
 class CocoSet:
@@ -392,12 +146,12 @@ class CocoSet:
             elif category not in labels:
                 fault = f"unknown category_id {category}"
             else:
-                fault = _find_fault(entry, pictures[index[image]].size)
+                fault = find_fault(entry, pictures[index[image]].size)
             if fault:
                 self.skipped.append(f"{where}: {fault}")
                 continue
             kept = content["annotations"][number]
-            if isinstance(kept, _Kept):
+            if isinstance(kept, Kept):
                 annotations, place = kept
             else:
                 place = annotations.append(entry)
@@ -450,7 +204,7 @@ class CocoSet:
             window = None
             if isinstance(segmentation, list):
                 polygons = [part for part in segmentation if len(part) >= 6]
-                extent = _extent(polygons, picture.size)
+                extent = extent_of(polygons, picture.size)
                 window, origin = draw(polygons, size, scale)
             if window is None or not window.numel():
                 runs = decode(segmentation, picture.size)
@@ -459,7 +213,7 @@ class CocoSet:
                 if not window.numel():
                     continue
                 large.append(len(windows))
-            boxes.append(_choose_box(entry, extent))
+            boxes.append(choose_box(entry, extent))
             labels.append(self._labels[entry["category_id"]])
             windows.append(window)
             origins.append(origin)
@@ -527,12 +281,12 @@ class CocoSet:
             raise InputError(f"{self.path}: {key}: {fault}, expected COCO instance annotations")
         kind = {"categories": "category", "images": "picture", "annotations": "annotation"}[key]
         for number, entry in enumerate(entries):
-            if isinstance(entry, _Kept):
+            if isinstance(entry, Kept):
                 entry = entry.among[entry.place]
             if not isinstance(entry, dict):
                 raise InputError(f"{self.path}: {key}[{number}]: expected an object {{...}}")
             name = entry.get("id", f"number {number}")
-            yield entry, f"{kind} {_short(name)}"
+            yield entry, f"{kind} {shorten(name)}"
 
     def _value(self, entry: dict[str, Any], key: str, where: str) -> Any:
         if key not in entry:
@@ -545,7 +299,7 @@ class CocoSet:
             value = int(value)
         if type(value) is not int or abs(value) >= 2**53:
             raise InputError(
-                f"{self.path}: {where}: {key} is {_short(value)}, expected a whole number"
+                f"{self.path}: {where}: {key} is {shorten(value)}, expected a whole number"
             )
         return value
 
@@ -556,7 +310,7 @@ class CocoSet:
     def _text(self, entry: dict[str, Any], key: str, where: str) -> str:
         value = self._value(entry, key, where)
         if not isinstance(value, str) or not value or "\0" in value:
-            raise InputError(f"{self.path}: {where}: {key} is {_short(value)}, expected a text")
+            raise InputError(f"{self.path}: {where}: {key} is {shorten(value)}, expected a text")
         return value
 
 
@@ -602,7 +356,7 @@ def read_json(path: Path, *, packed: bool = False) -> dict[str, Any]:
     return content
 
 
-class _Kept(NamedTuple):
+class Kept(NamedTuple):
     """An annotation of a json that was packed while the json was parsed."""
 
     among: Packed[dict[str, Any]]
@@ -612,27 +366,27 @@ class _Kept(NamedTuple):
 def _keep(annotations: Packed[dict[str, Any]]) -> Callable[[dict[str, Any]], Any]:
     """A hook for the json parser that moves every annotation into ``annotations``."""
 
-    def keep(entry: dict[str, Any]) -> dict[str, Any] | _Kept:
+    def keep(entry: dict[str, Any]) -> dict[str, Any] | Kept:
         if "image_id" not in entry or "segmentation" not in entry:
             return entry
         try:
-            return _Kept(annotations, annotations.append(entry))
+            return Kept(annotations, annotations.append(entry))
         except ValueError:  # an annotation inside of an annotation
-            return _Kept(annotations, annotations.append(_plain(entry)))
+            return Kept(annotations, annotations.append(_plain(entry)))
 
     return keep
 
 
 def _plain(value: Any) -> Any:
     """A json value without the annotations inside, where no sound json has any."""
-    if isinstance(value, _Kept):
+    if isinstance(value, Kept):
         return None
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
     return [_plain(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _find_fault(entry: dict[str, Any], size: tuple[int, int]) -> str | None:
+def find_fault(entry: dict[str, Any], size: tuple[int, int]) -> str | None:
     """Why an annotation cannot be used, or None.
 
     RLE and small or outlying polygons are drawn to see whether a pixel remains; drawing all of a
@@ -643,11 +397,11 @@ def _find_fault(entry: dict[str, Any], size: tuple[int, int]) -> str | None:
         return "no segmentation"
     crowd = entry.get("iscrowd", 0)
     if crowd not in (0, 1):
-        return f"iscrowd is {_short(crowd)}, expected 0 or 1"
+        return f"iscrowd is {shorten(crowd)}, expected 0 or 1"
     try:
         if isinstance(segmentation, list):
             height, width = size
-            for points in _check_polygons(segmentation, size):
+            for points in check_polygons(segmentation, size):
                 x, y = points[0::2], points[1::2]
                 doubled = x @ np.roll(y, -1) - y @ np.roll(x, -1)
                 inside = x.min() >= 0 and y.min() >= 0 and x.max() <= width and y.max() <= height
@@ -673,19 +427,19 @@ def box_and_area(
     Returns:
         The box as x, y, width, height, and the area.
     """
-    x1, y1, x2, y2 = _choose_box(entry, tight)
-    area = _number(entry.get("area"))
+    x1, y1, x2, y2 = choose_box(entry, tight)
+    area = as_number(entry.get("area"))
     return [x1, y1, x2 - x1, y2 - y1], area if area and area > 0 else float(pixels)
 
 
-def _choose_box(
+def choose_box(
     entry: dict[str, Any], tight: tuple[float, float, float, float]
 ) -> tuple[float, float, float, float]:
     """The annotation's ``bbox`` as xyxy where it agrees with the mask, else the mask's box."""
     given = entry.get("bbox")
     x1, y1, x2, y2 = tight
     if isinstance(given, list) and len(given) == 4:
-        x, y, w, h = (_number(value) for value in given)
+        x, y, w, h = (as_number(value) for value in given)
         if x is not None and y is not None and w is not None and h is not None and w > 0 < h:
             pixels, share = BOX_TOLERANCE
             across, down = pixels + share * w, pixels + share * h
@@ -695,7 +449,7 @@ def _choose_box(
     return float(x1), float(y1), float(x2), float(y2)
 
 
-def _number(value: Any) -> float | None:
+def as_number(value: Any) -> float | None:
     """A finite number, or None."""
     if type(value) not in (int, float):
         return None
@@ -712,10 +466,3 @@ def _first_twice(values: Sequence[Any]) -> Any:
             return value
         seen.add(value)
     return None
-
-
-def _short(value: Any) -> str:
-    """A json value for a message, cut to a readable length, on one line."""
-    text = value if isinstance(value, str) else json.dumps(value, default=repr)
-    text = " ".join(text.split())
-    return text if len(text) <= 40 else text[:37] + "..."

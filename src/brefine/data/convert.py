@@ -28,7 +28,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from brefine.data.coco import CocoSet, Picture, Runs, decode, find_folder, read_json
+from brefine.data.coco import CocoSet, Picture, find_folder, read_json
 from brefine.data.masks_folder import OBJECT, split_ids
 from brefine.data.pictures import CLASSES, SUFFIXES, by_name
 from brefine.data.read import read
@@ -36,6 +36,7 @@ from brefine.files import replacing, require_empty
 from brefine.formats.polygons import Found, Object, iou, write_labelme, write_yolo
 from brefine.formats.rasters import MOST, write_masks
 from brefine.progress import console, track
+from brefine.rle import Runs, decode
 from brefine.structures import InputError
 
 FORMATS = ("coco", "yolo", "masks", "labelme")

@@ -7,12 +7,13 @@ ends the reading. ``brefine data check`` reports to ``collect``: all are listed.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 from rich.console import Console
 from rich.table import Table
@@ -223,3 +224,10 @@ def print_faults(faults: Sequence[Fault], console: Console, *, examples: int | N
     if table.rows:
         console.print(table)
     console.print(summarise(faults), highlight=False)
+
+
+def shorten(value: Any) -> str:
+    """A json value for a message, cut to a readable length, on one line."""
+    text = value if isinstance(value, str) else json.dumps(value, default=repr)
+    text = " ".join(text.split())
+    return text if len(text) <= 40 else text[:37] + "..."

@@ -9,14 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from brefine.data.coco import (
-    _check_polygons,
-    _choose_box,
-    _find_fault,
-    _number,
-    _short,
-    decode,
-)
+from brefine.data.coco import as_number, choose_box, find_fault
+from brefine.data.faults import shorten
+from brefine.rle import check_polygons, decode
 
 #: ``tell(kind, message)``: what is wrong with the annotation
 Tell = Callable[[str, str], None]
@@ -47,7 +42,7 @@ def check_geometry(entry: dict[str, Any], size: tuple[int, int] | None, tell: Te
     Returns:
         Whether a mask remains (or cannot be drawn for want of a size).
     """
-    reason = None if size is None else _find_fault(entry, size)
+    reason = None if size is None else find_fault(entry, size)
     if size is None or reason is not None:
         if reason is not None:
             other = "bad-rle" if isinstance(entry.get("segmentation"), dict) else "bad-polygon"
@@ -77,7 +72,7 @@ def _is_outside(segmentation: Any, size: tuple[int, int]) -> bool:
     height, width = size
     if not isinstance(segmentation, list):
         return False
-    for points in _check_polygons(segmentation, size):
+    for points in check_polygons(segmentation, size):
         x, y = points[0::2], points[1::2]
         if x.max() >= 0 and y.max() >= 0 and x.min() <= width and y.min() <= height:
             return False
@@ -184,19 +179,19 @@ def _check_box(
     given = entry.get("bbox")
     if given is None:
         return
-    values = [_number(value) for value in given] if isinstance(given, list) else []
+    values = [as_number(value) for value in given] if isinstance(given, list) else []
     numbers = [value for value in values if value is not None]
     if len(values) != 4 or len(numbers) != 4:
-        tell("bad-box", f"bbox is {_short(given)}, expected 4 finite numbers")
+        tell("bad-box", f"bbox is {shorten(given)}, expected 4 finite numbers")
         return
     x, y, w, h = numbers
     box = x, y, x + w, y + h
-    agrees = w > 0 and h > 0 and (tight is None or _choose_box(entry, tight) == box)
+    agrees = w > 0 and h > 0 and (tight is None or choose_box(entry, tight) == box)
     corners = x, y, x + (w - x), y + (h - y)
-    said = f"bbox {_short(given)}"
+    said = f"bbox {shorten(given)}"
     if not agrees and tight is not None and w > x and h > y:
         turned = {"bbox": [x, y, w - x, h - y]}
-        if _choose_box(turned, tight) == corners:
+        if choose_box(turned, tight) == corners:
             tell("corner-box", f"{said} fits the mask if read as corners x1, y1, x2, y2")
             return
     if w <= 0 or h <= 0:
@@ -216,8 +211,8 @@ def _check_area(entry: dict[str, Any], pixels: int | None, tell: Tell) -> None:
     given = entry.get("area")
     if given is None:
         return
-    area = _number(given)
-    said = f"area is {_short(given)}"
+    area = as_number(given)
+    said = f"area is {shorten(given)}"
     if area is None or area <= 0:
         tell("bad-area", f"{said}, expected a number above 0")
     elif pixels is not None and abs(area - pixels) > max(16.0, min(area, pixels)):

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from brefine.data.coco import _short, read_json
-from brefine.data.faults import Doubt, Place, Report, refuse, reporting
+from brefine.data.coco import read_json
+from brefine.data.faults import Doubt, Place, Report, refuse, reporting, shorten
 from brefine.data.pictures import (
     CLASSES,
     MAX_PIXELS,
@@ -121,10 +121,10 @@ def _measure(
         return None if size is None else entry | dict(zip(_SIZE, size, strict=True), measured=True)
     height, width = said
     if type(height) is not int or type(width) is not int or min(height, width) < 1:
-        message = f"imageHeight and imageWidth: expected whole numbers from 1, not {_short(said)}"
+        message = f"imageHeight and imageWidth: expected whole numbers from 1, not {shorten(said)}"
         report("wrong-type", file, None, message)
     elif height * width > MAX_PIXELS:
-        message = f"imageHeight and imageWidth: {_short(height)} x {_short(width)} is too large"
+        message = f"imageHeight and imageWidth: {shorten(height)} x {shorten(width)} is too large"
         report("bad-size", file, None, message)
     else:
         return entry | {"height": height, "width": width}
@@ -147,7 +147,7 @@ def _objects_of(
             report(kind, file, number, f"shapes[{number}]: {message}")
 
         if not isinstance(shape, dict):
-            tell("wrong-type", f"{_short(shape)}, expected an object {{...}}")
+            tell("wrong-type", f"{shorten(shape)}, expected an object {{...}}")
             continue
         label, group = shape.get("label"), shape.get("group_id")
         polygon = _outline(shape, tell)
@@ -156,7 +156,7 @@ def _objects_of(
         elif group is not None and not isinstance(group, int | str):
             tell("wrong-type", "group_id: expected a whole number or null")
         elif given is not None and label.strip() not in given:
-            tell("unknown-category", f"class {_short(label.strip())} is not in {CLASSES}")
+            tell("unknown-category", f"class {shorten(label.strip())} is not in {CLASSES}")
         elif polygon is not None:
             label = label.strip()
             key = (label, group) if group is not None else number
@@ -188,7 +188,7 @@ def _outline(shape: dict[str, Any], tell: Callable[[str, str], None]) -> list[fl
 def _find_fault(kind: Any, points: Any) -> tuple[str, str] | None:
     """Kind and message of what is wrong with a shape of this type."""
     if kind not in ("polygon", "rectangle", "circle"):
-        said = repr(kind) if isinstance(kind, str) else _short(kind)
+        said = repr(kind) if isinstance(kind, str) else shorten(kind)
         return "bad-shape", f"shape_type {said[:40]}: expected polygon, rectangle or circle"
     if not isinstance(points, list):
         return "wrong-type", "points: expected a list of [x, y]"

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from brefine.data.coco import _short
-from brefine.data.faults import Report, reason_of
+from brefine.data.faults import Report, reason_of, shorten
 from brefine.data.loader import to_tensor
 from brefine.data.pictures import MISSING, open_picture
 from brefine.progress import track
@@ -93,7 +92,7 @@ def look_at(
     for picture in track(pictures, title, len(pictures)) if progress and pictures else pictures:
         if picture.file is None:
             continue
-        where = f"{picture.where} ({_short(picture.file.name)})"
+        where = f"{picture.where} ({shorten(picture.file.name)})"
         try:
             with open_picture(picture.file) as image:
                 stored, orientation = (image.height, image.width), image.getexif().get(0x0112, 1)

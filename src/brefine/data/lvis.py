@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from brefine.data.coco import _short, find_folder, read_json
-from brefine.data.faults import Id, Report, refuse
+from brefine.data.coco import find_folder, read_json
+from brefine.data.faults import Id, Report, refuse, shorten
 from brefine.structures import Category
 
 #: rare: on 1 to 10 training pictures; common: on 11 to 100; frequent: on more
@@ -101,23 +101,23 @@ def read(
                 report("wrong-type", path, None, f"{key}[{place}] is an annotation")
     known = {entry["id"] for entry in _dicts(content, "categories") if _is_number(entry.get("id"))}
     for entry in _dicts(content, "categories"):
-        where, frequency = f"category {_short(entry.get('id'))}", entry.get("frequency")
+        where, frequency = f"category {shorten(entry.get('id'))}", entry.get("frequency")
         if "frequency" not in entry:
             report("missing-key", path, _id(entry), f"{where}: frequency is missing")
         elif frequency not in FREQUENCIES:
-            message = f"{where}: frequency is {_short(frequency)}, expected r, c or f"
+            message = f"{where}: frequency is {shorten(frequency)}, expected r, c or f"
             report("bad-frequency", path, _id(entry), message)
     for entry in _dicts(content, "images"):
-        where = f"picture {_short(entry.get('id'))}"
+        where = f"picture {shorten(entry.get('id'))}"
         for key in _LISTS:
             said = entry.get(key)
             if key not in entry:
                 report("missing-key", path, _id(entry), f"{where}: {key} is missing")
             elif not isinstance(said, list):
-                message = f"{where}: {key} is {_short(said)}, expected a list of category ids"
+                message = f"{where}: {key} is {shorten(said)}, expected a list of category ids"
                 report("wrong-type", path, _id(entry), message)
             elif strange := [n for n in said if not (_is_number(n) and n in known)]:
-                message = f"{where}: {key}: no category has the id {_short(strange[0])}"
+                message = f"{where}: {key}: no category has the id {shorten(strange[0])}"
                 report("unknown-category", path, _id(entry), message)
         places = [folder / name for name in _names(entry)]
         if places:

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from brefine.data.coco import Runs
 from brefine.data.faults import Doubt, Place, Report, refuse, reporting
 from brefine.data.pictures import (
     CLASSES,
@@ -29,6 +28,7 @@ from brefine.data.pictures import (
     refuse_splits,
     watch,
 )
+from brefine.rle import Runs
 from brefine.structures import InputError
 
 #: class of an object whose file does not name one

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from brefine.data.coco import CocoSet, decode
+from brefine.data.coco import CocoSet
 from brefine.data.loader import TrainSet, read_labelled
 from brefine.data.read import read
 from brefine.data.transforms import resize
@@ -21,6 +21,7 @@ from brefine.files import replacing, require_empty
 from brefine.outlines import polygons
 from brefine.progress import track
 from brefine.recipe import DataRecipe
+from brefine.rle import decode
 from brefine.structures import Category, InputError, Instances
 
 DRAWS = 3  # augmented versions of each picture

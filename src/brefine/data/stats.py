@@ -13,11 +13,12 @@ from numpy.typing import ArrayLike, NDArray
 from rich.console import Console
 from rich.table import Table
 
-from brefine.data.coco import CocoSet, Runs
+from brefine.data.coco import CocoSet
 from brefine.data.convert import objects_of
 from brefine.data.transforms import network_size
 from brefine.outlines import trace
 from brefine.progress import track
+from brefine.rle import Runs
 
 STRIDE = 4  # pixels of the network's input that a cell of the mask head's finest features covers
 CELLS = (14, 28, 56)  # of the mask head's stages

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from brefine.data.coco import Runs, decode
 from brefine.formats.records import Predicted
 from brefine.outlines import Ring, join, polygons, simple_parts
+from brefine.rle import Runs, decode
 from brefine.structures import Category
 
 #: label and mask of one object

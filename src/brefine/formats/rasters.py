@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from brefine.data.coco import Runs
 from brefine.files import replacing
 from brefine.formats.records import Predicted
+from brefine.rle import Runs
 from brefine.structures import Category, InputError
 
 MOST = 2**16 - 1  # objects that a 16-bit map can number

@@ -18,8 +18,8 @@ from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
 
-from brefine.data.coco import Runs, decode
 from brefine.files import replacing
+from brefine.rle import Runs, decode
 from brefine.structures import Category, InputError
 
 #: of ``write_csv``

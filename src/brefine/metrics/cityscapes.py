@@ -19,8 +19,9 @@ import numpy as np
 from PIL import Image
 
 from brefine.data.cityscapes import LABELS, PICTURES, root_of
-from brefine.data.coco import CocoSet, decode
+from brefine.data.coco import CocoSet
 from brefine.progress import track
+from brefine.rle import decode
 from brefine.structures import InputError
 
 

@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from brefine.data.coco import CocoSet, decode
+from brefine.data.coco import CocoSet
 from brefine.metrics.average_precision import Curves, Tally
 from brefine.metrics.boundary import Mask
 from brefine.metrics.errors import BOUNDARY, EXCUSED, FOUND, ErrorTally
 from brefine.metrics.overlaps import Flags, Floats, Ints, Overlaps, compare
 from brefine.metrics.profile import Profile
 from brefine.progress import track
+from brefine.rle import decode
 
 EXAMPLES = 6  # of each kind of error
 

@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from brefine.data.coco import CocoSet, box_and_area, decode, draw_compressed
+from brefine.data.coco import CocoSet, box_and_area
 from brefine.metrics.boundary import Mask, band_width, boundary_band, shared_pixels
 from brefine.metrics.tape import Tape
 from brefine.progress import track
+from brefine.rle import decode, draw_compressed
 from brefine.structures import InputError
 
 MAX_DETECTIONS = 100  # a picture and class (COCO)

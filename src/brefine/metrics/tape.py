@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from brefine.data.coco import Runs, decode, parse_counts
 from brefine.metrics.boundary import Mask
+from brefine.rle import Runs, decode, parse_counts
 
 Ints = NDArray[np.int64]
 

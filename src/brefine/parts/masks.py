@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from brefine.data.coco import Runs
 from brefine.parts.boxes import enlarge
+from brefine.rle import Runs
 from brefine.runs import of_intervals, of_spans, of_window
 from brefine.structures import Bitmaps, Category, Instances
 
