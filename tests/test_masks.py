@@ -11,7 +11,6 @@ from pycocotools import mask as coco_mask
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
-from brefine.parts import masks
 from brefine.parts.masks import crop, encode, paste, share_touching, to_records, touching
 from brefine.structures import Bitmaps, Category, Instances
 
@@ -116,7 +115,7 @@ def dense(runs) -> np.ndarray:
 @pytest.mark.parametrize("side", [1, 2, 14, 28, 56])
 @pytest.mark.parametrize("columns", [7, 2**12])
 def test_paste_is_grid_sample_at_pixel_centres(side, columns, monkeypatch):
-    monkeypatch.setattr(masks, "COLUMNS", columns)  # objects may fall into several portions
+    monkeypatch.setattr("brefine.runs.COLUMNS", columns)  # objects may fall into several portions
     boxes = torch.cat([random_boxes(40, seed=side), HARD_BOXES])
     random = torch.Generator().manual_seed(side)
     logits = torch.randn(len(boxes), side, side, generator=random)

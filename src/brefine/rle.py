@@ -8,16 +8,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
-from torch import Tensor
 
 from brefine.data.faults import shorten
 from brefine.data.pictures import MAX_PIXELS
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: a polygon may leave the picture by this many times its longer side before it is not believed
 POLYGON_REACH = 4
@@ -56,6 +57,8 @@ class Runs:
 
     def window(self) -> tuple[Tensor, tuple[int, int]]:
         """The mask inside its box, uint8 ``[h, w]``, and the (x, y) of its top left pixel."""
+        import torch
+
         x1, y1, x2, y2 = self.box()
         height = self.size[0]
         # Only the columns of the box are unrolled: memory follows the object.
@@ -198,6 +201,8 @@ def draw(
     Returns:
         uint8 ``[h, w]``, tight, maybe empty, and the (x, y) of its top left pixel.
     """
+    import torch
+
     height, width = size
     if scale != (1.0, 1.0):
         scales = itertools.cycle(scale)

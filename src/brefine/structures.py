@@ -16,10 +16,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # imported where tensors are made: exported models are read without torch
+    import torch
+    from torch import Tensor
 
 
 class InputError(ValueError):
@@ -67,6 +68,8 @@ class Images:
         pixels = pictures[0].new_zeros(len(pictures), 3, height, width)
         for slot, picture in zip(pixels, pictures, strict=True):
             slot[:, : picture.shape[1], : picture.shape[2]] = picture
+        import torch
+
         sizes = torch.tensor([picture.shape[1:] for picture in pictures], device=pixels.device)
         return cls(pixels, sizes)
 
@@ -99,6 +102,8 @@ class Bitmaps:
 
     def __getitem__(self, index: Tensor) -> Bitmaps:
         """The objects at ``index`` (int64 ``[M]`` or bool ``[N]``), in that order."""
+        import torch
+
         if index.dtype == torch.bool:
             index = index.nonzero()[:, 0]
         return Bitmaps([self.windows[i] for i in index.tolist()], self.origins[index])
@@ -111,6 +116,8 @@ class Bitmaps:
     @classmethod
     def of(cls, masks: Tensor) -> Bitmaps:
         """From dense masks ``[N, H, W]`` (bool or 0/1): each cut to the box of its pixels."""
+        import torch
+
         windows, origins = [], []
         for mask in masks.to(torch.uint8):
             ys, xs = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
@@ -122,6 +129,8 @@ class Bitmaps:
 
     def dense(self, size: tuple[int, int]) -> Tensor:
         """All masks as one ``[N, H, W]`` uint8 tensor of ``size`` (H, W): for small frames."""
+        import torch
+
         device = self.origins.device
         masks = torch.zeros((len(self), *size), dtype=torch.uint8, device=device)
         for mask, window, (x, y) in zip(masks, self.windows, self.origins.tolist(), strict=True):
@@ -130,6 +139,8 @@ class Bitmaps:
 
     def boxes(self) -> Tensor:
         """``[N, 4]`` tight boxes around the pixels set; a mask without any gives a zero box."""
+        import torch
+
         boxes = torch.zeros(len(self), 4, device=self.origins.device)
         for box, window, (x, y) in zip(boxes, self.windows, self.origins.tolist(), strict=True):
             ys, xs = window.any(1).nonzero()[:, 0], window.any(0).nonzero()[:, 0]

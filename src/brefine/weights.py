@@ -7,7 +7,6 @@ here ever unpickles objects.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 import brefine
 from brefine.files import replacing
+from brefine.header import describe_classes, describe_scores, read_header
 from brefine.methods import create
 from brefine.metrics.calibration import IDENTITY, Calibration
 from brefine.recipe import Recipe
@@ -90,8 +90,8 @@ def save(
     header = {
         "format": "brefine",
         "version": brefine.__version__,
-        "categories": json.dumps([category._asdict() for category in categories]),
-        **_scoring(thresholds, overall, calibration),
+        **describe_classes(categories),
+        **describe_scores(thresholds, overall, calibration),
     }
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     with replacing(folder) as aside:
@@ -122,9 +122,9 @@ def store(
     recipe = Recipe.load(folder / FILES[1])
     with _opened(weights) as file:
         header = file.metadata()
-        categories = _read_header(header, weights)[0]
+        categories = read_header(header, weights)[0]
         state = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
-    header |= _scoring(thresholds, overall, calibration)
+    header |= describe_scores(thresholds, overall, calibration)
     with replacing(weights) as aside:
         save_file(state, aside, header)
     card = _card(folder.name, recipe, categories, thresholds, overall, scores)
@@ -144,7 +144,7 @@ def load(folder: Path | str, device: torch.device | str = "cpu") -> Model:
     weights = _model_file(folder)
     recipe = Recipe.load(folder / FILES[1])
     with _opened(weights) as file:
-        categories, thresholds, overall, calibration = _read_header(file.metadata(), weights)
+        categories, thresholds, overall, calibration = read_header(file.metadata(), weights)
         build = recipe.model.method, len(categories)
         with torch.device("meta"):
             expected = cast(nn.Module, create(*build, **recipe.model.options)).state_dict()
@@ -482,47 +482,6 @@ def _read_state(path: Path) -> State:
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise InputError(f"{path}: no state dict: expected tensors by name")
     return state
-
-
-def _scoring(
-    thresholds: Sequence[float], overall: float, calibration: Calibration
-) -> dict[str, str]:
-    """The part of a file's metadata that says what scores mean."""
-    return {
-        "thresholds": json.dumps(list(thresholds)),
-        "overall": json.dumps(overall),
-        "calibration": json.dumps(calibration.as_dict()),
-    }
-
-
-def _read_header(
-    header: Mapping[str, str] | None, path: Path
-) -> tuple[list[Category], list[float], float, Calibration]:
-    """Category table, thresholds and calibration from a file's metadata.
-
-    Files of before calibration have neither an overall threshold nor a map.
-    """
-    if not header or header.get("format") != "brefine":
-        raise InputError(f"{path}: not written by brefine: its header has no format brefine")
-    try:
-        rows = json.loads(header["categories"])
-        categories = [Category(int(row["id"]), str(row["name"])) for row in rows]
-        thresholds = [float(value) for value in json.loads(header["thresholds"])]
-        overall = float(json.loads(header.get("overall", "0.5")))
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: its header's categories or thresholds are damaged") from error
-    finite = all(map(isfinite, [*thresholds, overall]))
-    if not categories or len(categories) != len(thresholds) or not finite:
-        raise InputError(
-            f"{path}: its header has {len(categories)} categories and thresholds {thresholds}: "
-            "expected one finite threshold a category"
-        )
-    try:
-        knots = header.get("calibration")
-        calibration = IDENTITY if knots is None else Calibration.parse(json.loads(knots))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{path}: its header's calibration is damaged: {error}") from error
-    return categories, thresholds, overall, calibration
 
 
 def _check_fits(file: Any, expected: State, path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -28,7 +28,7 @@ from brefine.data.augment import (
     shift_colours,
 )
 from brefine.data.coco import CocoSet
-from brefine.data.pictures import open_picture
+from brefine.data.pictures import open_picture, to_rgb
 from brefine.data.samplers import EpochSampler, aspect_groups, repeat_factors
 from brefine.data.transforms import resize
 from brefine.recipe import DataRecipe
@@ -64,22 +64,8 @@ def to_tensor(image: Image.Image) -> Tensor:
     Raises:
         InputError: its values have no known range (floats, 32-bit integers above 65535).
     """
-    upright: Image.Image = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I"):
-        grey = np.asarray(upright).astype(np.int64)
-        if grey.min() < 0 or grey.max() > 65535:
-            raise InputError("grey values outside of 0..65535: convert it to 8 or 16 bits")
-        pixels = np.repeat(((grey + 128) // 257).astype(np.uint8)[:, :, None], 3, axis=2)
-    elif upright.mode == "F":
-        raise InputError("floating-point values: convert it to 8 or 16 bits")
-    else:
-        if upright.has_transparency_data:
-            upright = upright.convert("RGBA")
-            white = Image.new("RGBA", upright.size, "white")
-            upright = Image.alpha_composite(white, upright)
-        pixels = np.array(upright if upright.mode == "RGB" else upright.convert("RGB"))
     # Left in Pillow's order of bytes, which resizing is fastest with.
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+    return torch.from_numpy(to_rgb(image)).permute(2, 0, 1)
 
 
 class TrainSet(Dataset[tuple[Tensor, Instances]]):

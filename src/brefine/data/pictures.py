@@ -9,7 +9,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from brefine.data.faults import Id, Report, reason_of, refuse, reporting
 from brefine.progress import track
@@ -78,6 +80,33 @@ def _silence() -> Iterator[None]:
             _readers -= 1
             if not _readers:
                 _silent.close()
+
+
+def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """A Pillow picture as upright RGB with 8 bits, ``[H, W, 3]``.
+
+    The EXIF orientation is applied; grey is repeated; a palette is looked up; transparent parts
+    show white; CMYK is converted as Pillow does; 16-bit grey is taken as 0..65535 and divided by
+    257; of several frames the first is taken.
+
+    Raises:
+        InputError: its values have no known range (floats, 32-bit integers above 65535).
+    """
+    upright: Image.Image = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I"):
+        grey = np.asarray(upright).astype(np.int64)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise InputError("grey values outside of 0..65535: convert it to 8 or 16 bits")
+        pixels = np.repeat(((grey + 128) // 257).astype(np.uint8)[:, :, None], 3, axis=2)
+    elif upright.mode == "F":
+        raise InputError("floating-point values: convert it to 8 or 16 bits")
+    else:
+        if upright.has_transparency_data:
+            upright = upright.convert("RGBA")
+            white = Image.new("RGBA", upright.size, "white")
+            upright = Image.alpha_composite(white, upright)
+        pixels = np.array(upright if upright.mode == "RGB" else upright.convert("RGB"))
+    return pixels
 
 
 def upright_size(path: Path) -> tuple[int, int]:

@@ -20,12 +20,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from brefine.metrics.overlaps import Flags, Floats, Ints
-from brefine.metrics.thresholds import Hits
+if TYPE_CHECKING:  # a map is read with an exported model, too, where there is no torch
+    from brefine.metrics.overlaps import Flags, Floats, Ints
+    from brefine.metrics.thresholds import Hits
 
 FEWEST = 300  # detections for an isotonic regression
 GROUP = 10  # detections that a step has at least

@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from brefine import runs
 from brefine.parts.boxes import enlarge
 from brefine.rle import Runs
-from brefine.runs import of_intervals, of_spans, of_window
+from brefine.runs import of_window
 from brefine.structures import Bitmaps, Category, Instances
 
 CHUNK = 64  # RoIs cropped together, padded to one width
-COLUMNS = 2**12  # of pixels, pasted together: what they need fits a CPU's cache
 
 
 @torch.no_grad()
@@ -137,67 +135,15 @@ def _taps(
 
 @torch.no_grad()
 def paste(logits: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[Runs]:
-    """The masks of objects in their picture, as runs.
-
-    Logits are read bilinearly at the pixel centres inside the box and compared with 0 last, so
-    an outline has no stairs of the RoI's grid. Between the centres of the outer cells and the
-    edge of the box, the logits of the outer cells go on (``align_corners=False``, border
-    replicated); outside of the box there is no mask.
-
-    No pixel is computed but where an outline passes: along a column of pixels the logits are S
-    numbers joined by straight lines, and their zeros are where runs begin and end. Time and
-    memory follow the width of the boxes times S.
+    """The masks of objects in their picture, as runs: ``runs.paste`` of tensors.
 
     Args:
         logits: ``[N, S, S]`` on grids that span the boxes.
         boxes: ``[N, 4]`` xyxy pixels of the picture.
         size: (height, width) of the picture.
-
-    Returns:
-        N masks, maybe empty.
     """
-    count, side = len(logits), logits.shape[-1]
-    # By columns, then rows; what a half precision network could not hold stays a number.
-    grid = torch.nan_to_num(logits.float(), -1.0, 1e30, -1e30).mT.cpu().numpy()
-    table = grid.reshape(count * side, side)
-    corners = boxes.double().cpu().numpy()
-    limit = np.array([size[1], size[0]])
-    centres = np.ceil(corners.reshape(-1, 2, 2) - 0.5).clip(0, limit).astype(np.int64)
-    first, last = centres[:, 0], np.maximum(centres[:, 0], centres[:, 1])
-    cell = np.maximum(corners[:, 2:] - corners[:, :2], 1e-6) / side  # pixels a cell, x and y
-
-    ends = (last - first)[:, 0].cumsum()
-    parts = []
-    for begin in range(0, int(ends[-1]) if count else 0, COLUMNS):
-        column = np.arange(begin, min(begin + COLUMNS, int(ends[-1])))
-        owner = ends.searchsorted(column, "right")
-        x = column - ends[owner] + last[owner, 0]
-        place = ((x + 0.5 - corners[owner, 0]) / cell[owner, 0] - 0.5).clip(0, side - 1)
-        low = place.astype(np.int64)
-        share = (place - low).astype(np.float32)[:, None]
-        row = owner * side + low
-        upper = table[np.where(low + 1 < side, row + 1, row)]
-        values = table[row] * (1 - share) + upper * share  # [columns, S]
-
-        inside = np.zeros((len(column), side + 2), dtype=bool)
-        np.greater(values, 0, out=inside[:, 1:-1])
-        where, knot = np.nonzero(inside[:, 1:] != inside[:, :-1])  # in turn a start and a stop
-        one = values[where, np.maximum(knot - 1, 0)].astype(np.float64)
-        other = values[where, np.minimum(knot, side - 1)]
-        between = (knot > 0) & (knot < side)
-        zero = knot - 1 + one / np.where(between, one - other, 1)
-        owner, x = owner[where], x[where]
-        y = corners[owner, 1] + (zero + 0.5) * cell[owner, 1] - 0.5
-        y[0::2], y[1::2] = np.floor(y[0::2]) + 1, np.ceil(y[1::2])
-        y = np.where(between, y, np.where(knot > 0, last[owner, 1], first[owner, 1]))
-        y = y.clip(first[owner, 1], last[owner, 1]).astype(np.int64)
-        some = y[0::2] < y[1::2]  # a column may pass between two pixel centres
-        parts.append((owner[0::2][some], x[0::2][some], y[0::2][some], y[1::2][some]))
-    if not parts:
-        return [of_intervals(ends[:0], ends[:0], size)] * count
-    owner, x, top, bottom = (np.concatenate(part) for part in zip(*parts, strict=True))
-    bounds = owner.searchsorted(np.arange(count + 1)).tolist()
-    return [of_spans(x[i:j], top[i:j], bottom[i:j], size) for i, j in pairwise(bounds)]
+    grid = logits.float().cpu().numpy()
+    return runs.paste(grid, boxes.double().cpu().numpy(), size)
 
 
 def encode(

@@ -68,7 +68,7 @@ class RPN(nn.Module):
             hidden = F.relu(self.conv(feature))
             # (row, column, anchor) order, like the anchors
             logits.append(self.objectness(hidden).permute(0, 2, 3, 1).flatten(1))
-            deltas.append(self.deltas(hidden).permute(0, 2, 3, 1).reshape(len(feature), -1, 4))
+            deltas.append(self.deltas(hidden).permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 4)))
         return anchors, logits, deltas
 
     @torch.no_grad()
