@@ -28,7 +28,7 @@ class ClassLogits(nn.Conv2d):
         assert self.bias is not None
         weight, bias = self.weight[labels, :, 0, 0], self.bias[labels]
         mixed = torch.bmm(weight[:, None].to(x.dtype), x.flatten(2))
-        return mixed.squeeze(1).unflatten(1, x.shape[2:]) + bias[:, None, None]
+        return mixed.reshape(x.shape[0], *x.shape[2:]) + bias[:, None, None]
 
 
 def conv3x3(channels: int, dilation: int = 1) -> nn.Conv2d:

@@ -64,13 +64,15 @@ def pool(
     if len(features) == 1:
         return read(features[0], strides[0], rois)
     of = level(rois, len(features), finest)
-    if torch.compiler.is_exporting():  # sizes that depend on data do not export: take all levels
-        every = torch.stack([read(f, s, rois) for f, s in zip(features, strides, strict=True)])
-        return every[of, torch.arange(len(rois), device=rois.device)]
-    chosen = [(of == i).nonzero()[:, 0] for i in range(len(features))]
-    parts = [read(f, s, rois[c]) for f, s, c in zip(features, strides, chosen, strict=True)]
-    back = torch.cat(chosen).argsort()
-    return torch.cat(parts)[back]
+    here = of == torch.arange(len(features), device=of.device)[:, None]  # [levels, R]
+    parts = [
+        read(feature, stride, rois[mine.nonzero()[:, 0]])
+        for feature, stride, mine in zip(features, strides, here, strict=True)
+    ]
+    # Counted level by level: where in the parts each RoI is. Of its shape export knows that it
+    # is that of the RoIs, which it would not of the parts'.
+    place = here.flatten().cumsum(0).view(here.shape).gather(0, of[None])[0] - 1
+    return torch.cat(parts)[place]
 
 
 def align(feature: Tensor, rois: Tensor, size: int, scale: float, convention: Convention) -> Tensor:
@@ -91,8 +93,9 @@ def align(feature: Tensor, rois: Tensor, size: int, scale: float, convention: Co
         ``[R, C, S, S]``, on a CPU in the channels-last format.
     """
     ratio, aligned = convention.sampling_ratio, convention.aligned
-    special = ratio > 0 or not len(rois)  # a fixed number of points may leave pixels between them
-    if feature.device.type != "cpu" or torch.compiler.is_compiling() or special:
+    plain = feature.device.type != "cpu" or torch.compiler.is_compiling()
+    # a fixed number of points may leave pixels between them
+    if plain or ratio > 0 or not len(rois):
         pooled: Tensor = roi_align(feature, rois, size, scale, ratio, aligned)
         return pooled
     channels, height, width = feature.shape[1:]

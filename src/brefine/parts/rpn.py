@@ -68,7 +68,8 @@ class RPN(nn.Module):
             hidden = F.relu(self.conv(feature))
             # (row, column, anchor) order, like the anchors
             logits.append(self.objectness(hidden).permute(0, 2, 3, 1).flatten(1))
-            deltas.append(self.deltas(hidden).permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 4)))
+            delta = self.deltas(hidden).permute(0, 2, 3, 1)
+            deltas.append(delta.reshape(feature.shape[0], -1, 4))
         return anchors, logits, deltas
 
     @torch.no_grad()
