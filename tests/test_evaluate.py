@@ -454,9 +454,10 @@ def test_evaluate_runs_the_model_once_a_picture():
     assert report.values["given_boxes/mask_iou"] == 1
     assert len(predictor.asked) == 1  # the second picture has no objects
     assert len(report.records) == 3
+    assert report.values["masks/touching"] == 1  # perfect masks in tight boxes
     report = ev.evaluate(predictor, dataset, given_boxes=False, boundary=False, progress=False)
     kinds = {key.split("/")[0] for key in report.values}
-    assert kinds == {"box", "mask", "threshold", "calibration"}
+    assert kinds == {"box", "mask", "masks", "threshold", "calibration"}
     assert len(predictor.asked) == 1
 
 
@@ -607,6 +608,7 @@ def two_reports():
 def test_table_fits_a_terminal(width):
     rows = two_reports()
     rows["BRefine"].values["given_boxes/boundary_iou"] = 0.7654
+    rows["[Mask] R-CNN"].values["masks/touching"] = 0.25
     console = Console(file=io.StringIO(), width=width, force_terminal=False)
     tables.print_table(rows, console)
     lines = console.file.getvalue().splitlines()
@@ -619,7 +621,8 @@ def test_table_fits_a_terminal(width):
     assert [w for w in second.split()[1:] if w != "-"] == [f"{v:.1f}" for v in figures]
     assert second.split()[6] == "-"  # no large objects
     assert len(first.split()) == 10  # the masks in true boxes were not measured: blank
-    assert lines[-1] == "- : no such object in the set"
+    assert lines[-2] == "- : no such object in the set"
+    assert lines[-1] == "25.0 % of the masks of [Mask] R-CNN reach the edge of their RoI"
     assert "…" not in console.file.getvalue()
 
 

@@ -155,9 +155,9 @@ def _measure(
     records = source
     if isinstance(source, Predictor):
         seen = look(source, dataset, limit=limit)
-        records = [record for of_picture, _ in seen for record in of_picture]
-        found = _resample_quality([objects for _, objects in seen], weights)
-        pictures = dict.fromkeys(found, sum(bool(objects) for _, objects in seen))
+        records = [record for each in seen for record in each.records]
+        found = _resample_quality([each.objects for each in seen], weights)
+        pictures = dict.fromkeys(found, sum(bool(each.objects) for each in seen))
     assert isinstance(records, list)
     federated = dataset.federated
     frequency = np.array(federated.frequency if federated else [])

@@ -26,7 +26,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -40,15 +40,20 @@ from brefine.metrics.mask_quality import Quality, ask, measure, rows_of, summari
 from brefine.metrics.overlaps import KINDS, compare
 from brefine.metrics.shards import gather, is_first, share
 from brefine.metrics.thresholds import Hits, choose, quality
-from brefine.parts.masks import to_records
+from brefine.parts.masks import to_records, touching
 from brefine.progress import track
 from brefine.structures import Category, InputError
 
 if TYPE_CHECKING:
     from brefine.predict import Predictor
 
-#: of one picture: COCO results, and how good the masks in true boxes are
-Seen = tuple[list[dict[str, Any]], list[Quality]]
+
+class Seen(NamedTuple):
+    """What a model made of one picture."""
+
+    records: list[dict[str, Any]] = []  # noqa: RUF012  COCO results; never written to
+    objects: list[Quality] = []  # noqa: RUF012  how good the masks in true boxes are
+    touching: list[bool] = []  # noqa: RUF012  for each detection: does its mask reach its RoI's edge?
 
 
 @dataclass(frozen=True)
@@ -161,10 +166,12 @@ def evaluate(
             read or is not of the size its label says.
     """
     seen = look(predictor, dataset, given_boxes=given_boxes, progress=progress, limit=limit)
-    found = [record for records, _ in seen for record in records]
+    found = [record for each in seen for record in each.records]
     report = _score(found, dataset, boundary=boundary, progress=progress, limit=limit)
     if given_boxes:
-        report.values.update(summarise([one for _, objects in seen for one in objects]))
+        report.values.update(summarise([one for each in seen for one in each.objects]))
+    edge = [one for each in seen for one in each.touching]
+    report.values["masks/touching"] = sum(edge) / len(edge) if edge else math.nan
     return report
 
 
@@ -189,7 +196,8 @@ def look(
             found = predictor.detect(picture.file, threshold=0.0)
         records = to_records(found, picture.id, predictor.categories, found.size)
         records = [record for record in records if record["category_id"] in known]
-        return records, measure(filled, asked) if asked else []
+        objects = measure(filled, asked) if asked else []
+        return Seen(records, objects, touching(found).tolist())
 
     return _run(look_at, dataset, limit, "evaluate" if progress else None)
 
@@ -242,11 +250,12 @@ def mask_quality(
     def look(index: int) -> Seen:
         asked = ask(dataset.target(index), rows)
         if not asked:
-            return [], []
-        return [], measure(predictor.given(dataset.pictures[index].file, asked), asked)
+            return Seen()
+        filled = predictor.given(dataset.pictures[index].file, asked)
+        return Seen(objects=measure(filled, asked))
 
     seen = _run(look, dataset, limit, "masks in true boxes" if progress else None)
-    return summarise([one for _, objects in seen for one in objects])
+    return summarise([one for each in seen for one in each.objects])
 
 
 def evaluate_paths(

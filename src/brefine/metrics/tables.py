@@ -54,6 +54,12 @@ def print_table(rows: Mapping[str, Report], console: Console) -> None:
     console.print(table)
     if any(text == "-" for row in cells.values() for text, _ in row):
         console.print(NONE)
+    for name, report in rows.items():
+        if "masks/touching" in report.values:
+            share = _percent(report.values["masks/touching"])
+            of = f" of {name}" if len(rows) > 1 else ""
+            line = f"{share} % of the masks{of} reach the edge of their RoI"
+            console.print(line, soft_wrap=True, markup=False)
 
 
 def print_kinds(rows: Mapping[str, Report], console: Console) -> None:
