@@ -66,7 +66,15 @@ def test_make_targets_and_extras_exist() -> None:
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "CONTRIBUTING.md", "docs/data.md", "docs/design.md", "docs/paper.md"]
+    "page",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/data.md",
+        "docs/design.md",
+        "docs/paper.md",
+        "docs/prediction.md",
+    ],
 )
 def test_links_lead_somewhere(page: str) -> None:
     path = ROOT / page
