@@ -189,7 +189,7 @@ def test_masks_are_averaged_on_the_grid_of_the_box() -> None:
     """The finder's logits are 1 at its left and 5 at its right: mirrored, the other way round."""
     pixels = picture((0, 10, 20, 50, 80))
     pixels[2] = 5
-    plain, both = (finder()(pixels, views=views).logits for views in (PLAIN, FLIPPED))
+    plain, both = (finder().detect(pixels, views=views).logits for views in (PLAIN, FLIPPED))
     assert plain is not None
     assert both is not None
     assert plain[0, 0].tolist() == [1, 1, 1, 1, 5, 5, 5, 5]
@@ -251,9 +251,9 @@ def test_a_tile_larger_than_the_picture_is_the_picture(toy_set: Path, tiny_model
 def test_the_identity_is_plain(toy_set: Path, tiny_model: Path) -> None:
     model = brefine.load(tiny_model, device="cpu")
     for pixels in pictures(toy_set):
-        plain = model(pixels, threshold=0.0)
+        plain = model.detect(pixels, threshold=0.0)
         for views, exact in (([View()], True), ([View(), View()], False)):
-            found = model(pixels, threshold=0.0, views=views)
+            found = model.detect(pixels, threshold=0.0, views=views)
             tolerance = {"rtol": 0, "atol": 0} if exact else {"rtol": 1e-3, "atol": 1e-3}
             assert torch.equal(found.labels, plain.labels)
             for name in ("boxes", "scores", "logits"):
@@ -266,16 +266,18 @@ def test_a_flipped_picture_has_flipped_results(toy_set: Path, tiny_models: dict[
         model = brefine.load(folder, device="cpu")
         moved = 0.0
         for pixels in pictures(toy_set):
-            found = model(pixels, threshold=0.0, views=FLIPPED)
-            mirrored = View(flip=True).turn(model(pixels.flip(2), threshold=0.0, views=FLIPPED))
+            found = model.detect(pixels, threshold=0.0, views=FLIPPED)
+            mirrored = View(flip=True).turn(
+                model.detect(pixels.flip(2), threshold=0.0, views=FLIPPED)
+            )
             assert len(found)
             assert torch.equal(found.labels, mirrored.labels)
             torch.testing.assert_close(found.scores, mirrored.scores)
             torch.testing.assert_close(found.boxes, mirrored.boxes, rtol=0, atol=1e-3)
             torch.testing.assert_close(found.logits, mirrored.logits, rtol=1e-3, atol=1e-3)
             # One view alone is not symmetric: the test would see it.
-            alone = View(flip=True).turn(model(pixels.flip(2), threshold=0.0))
-            plain = model(pixels, threshold=0.0)
+            alone = View(flip=True).turn(model.detect(pixels.flip(2), threshold=0.0))
+            plain = model.detect(pixels, threshold=0.0)
             count = min(len(alone), len(plain))
             moved += float((alone.boxes[:count] - plain.boxes[:count]).abs().sum())
         assert moved > 1
@@ -285,7 +287,7 @@ def test_a_margin_enlarges_the_roi_of_the_mask(toy_set: Path, tiny_model: Path) 
     plain, wide = brefine.load(tiny_model, device="cpu"), brefine.load(tiny_model, device="cpu")
     wide.margin = 0.2
     for pixels in pictures(toy_set):
-        found, loose = plain(pixels, threshold=0.0), wide(pixels, threshold=0.0)
+        found, loose = plain.detect(pixels, threshold=0.0), wide.detect(pixels, threshold=0.0)
         assert (found.margin, loose.margin) == (0, 0.2)
         assert torch.equal(found.boxes, loose.boxes)  # what is reported stays
         larger = plain.given(pixels, replace(found, boxes=enlarge(found.boxes, 0.2)))
@@ -296,7 +298,7 @@ def test_a_margin_enlarges_the_roi_of_the_mask(toy_set: Path, tiny_model: Path) 
         detected, filled = wide.both(pixels, found)
         assert torch.equal(detected.logits, loose.logits)
         torch.testing.assert_close(filled.logits, again.logits, rtol=1e-3, atol=1e-3)
-        views = wide(pixels, threshold=0.0, views=FLIPPED)
+        views = wide.detect(pixels, threshold=0.0, views=FLIPPED)
         assert views.margin == 0.2
     assert not np.allclose(found.logits, loose.logits, atol=1e-3)
     for wrong in (-0.1, 1.1, float("nan")):

@@ -237,7 +237,8 @@ def extent_of(
     y1 = min(min(part[1::2]) for part in polygons)
     x2 = max(max(part[0::2]) for part in polygons)
     y2 = max(max(part[1::2]) for part in polygons)
-    return max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
+    w, h = float(width), float(height)
+    return min(max(x1, 0.0), w), min(max(y1, 0.0), h), min(max(x2, 0.0), w), min(max(y2, 0.0), h)
 
 
 def check_polygons(polygons: Sequence[Any], size: tuple[int, int]) -> list[NDArray[np.float64]]:
