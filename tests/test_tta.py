@@ -194,7 +194,7 @@ def test_masks_are_averaged_on_the_grid_of_the_box() -> None:
     assert both is not None
     assert plain[0, 0].tolist() == [1, 1, 1, 1, 5, 5, 5, 5]
     assert both[0, 0].tolist() == [3] * 8
-    mirrored = finder()(pixels, views=[View(flip=True)]).logits
+    mirrored = finder().detect(pixels, views=[View(flip=True)]).logits
     assert mirrored is not None
     assert mirrored[0, 0].tolist() == [5, 5, 5, 5, 1, 1, 1, 1]
     target = Instances((96, 160), torch.tensor([[3.0, 3, 9, 9]]), torch.tensor([1]))
