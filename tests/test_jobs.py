@@ -18,9 +18,11 @@ from torch import Tensor
 import brefine
 from brefine import jobs
 from brefine.data.coco import CocoSet
+from brefine.data.read import read
 from brefine.formats import FORMATS
 from brefine.jobs import PLACES, predict_files
 from brefine.predict import Predictor
+from brefine.rle import decode
 from brefine.structures import InputError
 from brefine.views import combine
 from test_predict import predictor
@@ -102,10 +104,15 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds something else"):
         predict_files(predictor(), [tmp_path / "a.png"], tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
-    (tmp_path / "out.part").write_text("mine")
-    with pytest.raises(InputError, match=r"out\.part: is in the way"):
-        predict_files(predictor(), [tmp_path / "a.png"], tmp_path / "out")
-    assert (tmp_path / "out.part").read_text() == "mine"
+    (tmp_path / "out.part").mkdir()
+    (tmp_path / "out.part" / "mine").touch()
+    (tmp_path / "two.part").touch()
+    for name in ("out", "two"):
+        with pytest.raises(InputError, match=rf"{name}\.part: is in the way"):
+            predict_files(predictor(), [tmp_path / "a.png"], tmp_path / name)
+    assert (tmp_path / "out.part" / "mine").exists()
+    with pytest.raises(InputError, match="save: 'cocoa' is none of coco, masks"):
+        predict_files(predictor(), [tmp_path / "a.png"], tmp_path / "new", save=["cocoa"])
 
 
 def test_ids_of_a_data_set(tmp_path: Path, toy_set: Path, tiny_model: Path) -> None:
@@ -121,6 +128,40 @@ def test_ids_of_a_data_set(tmp_path: Path, toy_set: Path, tiny_model: Path) -> N
     shutil.copy(found[0], tmp_path / "stranger.png")
     with pytest.raises(InputError, match=r"stranger\.png: .*does not list"):
         predict_files(p, [tmp_path / "stranger.png"], tmp_path / "out", data=dataset.path)
+
+
+def test_what_is_written_is_a_set_that_can_be_read(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "in", "a.png", "deep/b.jpg", size=(160, 120))
+    out = tmp_path / "far" / "away" / "out"
+    predict_files(predictor(), [tmp_path / "in"], out, save=FORMATS, **COMMON)
+    for name in ("yolo", "masks"):
+        folder = out / name if name == "yolo" else out
+        shutil.copytree(tmp_path / "in", folder / "images")
+    for place in (out / "yolo" / "data.yaml", out, out / "labelme"):
+        dataset = read(place)
+        assert [picture.file.name for picture in dataset.pictures] == ["a.png", "b.jpg"]
+        assert [category.name for category in dataset.categories] == ["a", "b"]
+        for index, picture in enumerate(dataset.pictures):
+            mine = [r for r in records_of(out) if Path(r["image_id"]).name == picture.file.name]
+            theirs = dataset.annotations(index)
+            masks = [
+                sorted(decode(r["segmentation"], (120, 160)).encode()["counts"] for r in found)
+                for found in (mine, theirs)
+            ]
+            assert masks[0] == masks[1]
+            assert len(masks[0]) == 3
+
+
+def test_file_names_that_are_no_text(tmp_path: Path) -> None:
+    strange = tmp_path / "in" / "a\udcff.png"
+    try:
+        write_pictures(tmp_path / "in", strange.name)
+    except (OSError, UnicodeError):
+        pytest.skip("this file system has none")
+    predict_files(predictor(), [tmp_path / "in"], tmp_path / "out", save=FORMATS)
+    assert "a\\udcff.png" in (tmp_path / "out" / "predictions.csv").read_text()
+    assert "a\\udcff.png" in (tmp_path / "out" / "annotations.xml").read_text()
+    assert {record["image_id"] for record in records_of(tmp_path / "out")} == {strange.name}
 
 
 # --- broken pictures

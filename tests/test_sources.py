@@ -231,6 +231,13 @@ def test_frames_of_a_video(film: Path) -> None:
     assert rest[0].read().float()[2].mean() == pytest.approx(120, abs=12)
 
 
+def test_a_dot_in_a_video_s_name_is_not_a_suffix(film: Path, tmp_path: Path) -> None:
+    for name in ("v1.2.avi", "v1.3.avi"):
+        (tmp_path / name).write_bytes(film.read_bytes())
+    names = [item.name for item in walk(find_pictures([str(tmp_path / "*.avi")]), every=6)]
+    assert names == ["v1_2_000000", "v1_2_000006", "v1_3_000000", "v1_3_000006"]
+
+
 def test_broken_videos_and_clashes(film: Path, tmp_path: Path) -> None:
     (tmp_path / "x.mp4").write_bytes(b"no video")
     found = find_pictures([tmp_path / "x.mp4", film])

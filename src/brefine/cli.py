@@ -52,8 +52,8 @@ def _formats(text: str) -> list[str]:
     """``coco,idmap`` as a list, checked."""
     from brefine.formats import FORMATS
 
-    # What the id maps were once called.
-    names = [name.strip().replace("png", "idmap") for name in text.split(",")]
+    names = [name.strip() for name in text.split(",")]
+    names = ["idmap" if name == "png" else name for name in names]  # its old name
     unknown = [name for name in names if name not in FORMATS]
     if unknown:
         raise typer.BadParameter(f"--save: {unknown[0]!r} is none of {', '.join(FORMATS)}")

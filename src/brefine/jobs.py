@@ -172,6 +172,8 @@ def predict_files(
             unfinished run is in the way.
     """
     out = Path(os.path.abspath(out)) if Path(out).name in ("", "..") else Path(out)
+    if unknown := [name for name in save if name not in FORMATS]:
+        raise InputError(f"save: {unknown[0]!r} is none of {', '.join(FORMATS)}")
     save = [name for name in FORMATS if name in save]
     _refuse_others(out)
     found = find_pictures(sources, allow_urls=allow_urls, missing=skip_broken)
@@ -186,20 +188,37 @@ def predict_files(
     done = _begin(part, out, json.loads(json.dumps(settings, default=str)), resume)
     writer = _Writer(part, out, save, predictor, tolerance)
 
-    def look(good: Sequence[tuple[Item, Tensor]]) -> Iterator[list[dict[str, Any]]]:
+    def look(pictures: Sequence[tuple[Item, Tensor]]) -> Iterator[list[dict[str, Any]]]:
         """The records of each picture of a batch."""
-        whole = tile is None and len(views) == 1 and views[0] == PLAIN[0]
-        pictures = [pixels for _, pixels in good]
-        found = predictor.several(pictures, threshold=threshold) if whole else []
-        for i, (item, pixels) in enumerate(good):
-            id = ids.get(item.name, item.name)
-            if whole:
-                records = to_records(found[i], id, predictor.categories, found[i].size)
-            else:
-                records = predictor.records(
-                    pixels, id, threshold=threshold, views=views, tile=tile, overlap=overlap
-                )
-            yield clean(records, holes=holes, islands=islands, disjoint=disjoint)
+        named = [(ids.get(item.name, item.name), pixels) for item, pixels in pictures]
+        if tile is None and tuple(views) == PLAIN:
+            found = predictor.several([pixels for _, pixels in named], threshold=threshold)
+            for (id, _), instances in zip(named, found, strict=True):
+                yield to_records(instances, id, predictor.categories, instances.size)
+            return
+        for id, pixels in named:
+            yield predictor.records(
+                pixels, id, threshold=threshold, views=views, tile=tile, overlap=overlap
+            )
+
+    def finish(chunk: Sequence[tuple[Item, Tensor | InputError]]) -> list[dict[str, Any]]:
+        """A batch, predicted and written, as it stands in the journal."""
+        entries: list[dict[str, Any]] = []
+        good = []
+        for item, pixels in chunk:
+            if isinstance(pixels, Tensor):
+                good.append((item, pixels))
+                continue
+            if not skip_broken:
+                raise pixels
+            console.print(f"skipped: {pixels}", markup=False, soft_wrap=True)
+            entries.append({"name": item.name, "broken": str(pixels)})
+        for (item, pixels), records in zip(good, look(good), strict=True):
+            records = clean(records, holes=holes, islands=islands, disjoint=disjoint)
+            size = (pixels.shape[1], pixels.shape[2])
+            picture = Predicted(item.name, item.place, size, records)
+            entries.append({**_entry(picture), "ious": writer.write(picture, pixels)})
+        return entries
 
     try:
         with (
@@ -208,33 +227,17 @@ def predict_files(
         ):
             items = walk(found, every=every, limit=limit, done=done)
             for chunk in _batches(_ahead(items, workers, max(workers, batch)), batch):
-                entries: list[dict[str, Any]] = []
-                good = []
-                for item, pixels in chunk:
-                    if isinstance(pixels, Tensor):
-                        good.append((item, pixels))
-                        continue
-                    if not skip_broken:
-                        raise pixels
-                    console.print(f"skipped: {pixels}", markup=False, soft_wrap=True)
-                    entries.append({"name": item.name, "broken": str(pixels)})
-                for (item, pixels), records in zip(good, look(good), strict=True):
-                    size = (pixels.shape[1], pixels.shape[2])
-                    picture = Predicted(item.name, item.place, size, records)
-                    ious = writer.write(picture, pixels)
-                    entries.append({**_entry(picture), "ious": ious})
+                entries = finish(chunk)
                 journal.write(json.dumps(entries) + "\n")
                 journal.flush()
-                progress.advance(len(chunk))
                 done.update(dict.fromkeys(entry["name"] for entry in entries))
+                progress.advance(len(chunk))
     except BaseException:
         if done:
-            console.print(
-                f"{part}: {len(done)} of {total} pictures are done: the same command with "
-                "--resume goes on",
-                markup=False,
-                soft_wrap=True,
+            hint = (
+                f"{len(done)} of {total} pictures are done: the same command with --resume goes on"
             )
+            console.print(f"{part}: {hint}", markup=False, soft_wrap=True)
         else:
             shutil.rmtree(part, ignore_errors=True)
         raise
@@ -306,8 +309,8 @@ def _begin(part: Path, out: Path, settings: dict[str, Any], resume: bool) -> dic
                     )
             os.truncate(journal, whole)
             return done
-    if part.exists() and not part.is_dir():
-        raise InputError(f"{part}: is in the way: remove it")
+    if part.exists() and not (part / SETTINGS).is_file():
+        raise InputError(f"{part}: is in the way, and no unfinished run: remove it")
     shutil.rmtree(part, ignore_errors=True)
     try:
         part.mkdir(parents=True)

@@ -98,7 +98,7 @@ def find_pictures(
                     "predict them into two folders"
                 )
             found[name] = place
-    for film in (name for name, place in found.items() if _is_video(place)):
+    for film in [name for name, place in found.items() if _is_video(place)]:
         frame = re.compile(re.escape(os.path.splitext(film)[0]) + r"_\d{6,}")
         if other := next((stem for stem in stems if frame.fullmatch(stem)), None):
             raise InputError(
@@ -126,7 +126,7 @@ def _look(source: str | Path, allow_urls: bool, missing: bool) -> Iterator[tuple
         for match in matches:
             if not stat.S_ISREG(_mode(match) or 0):
                 raise InputError(f"{match}: {MISSING}")
-            yield os.path.basename(match), os.path.normpath(match)
+            yield _name(match), os.path.normpath(match)
     elif mode is not None and stat.S_ISDIR(mode):
         inside = list(_scan(text, ""))
         if not inside:
@@ -137,7 +137,14 @@ def _look(source: str | Path, allow_urls: bool, missing: bool) -> Iterator[tuple
     elif text.lower().endswith(".txt"):
         yield from _read_list(text, allow_urls, missing)
     else:
-        yield os.path.basename(text), os.path.normpath(text)
+        yield _name(text), os.path.normpath(text)
+
+
+def _name(path: str) -> str:
+    """The file's name; a dot in a video's would end the names of its frames."""
+    name = os.path.basename(path)
+    stem, suffix = os.path.splitext(name)
+    return stem.replace(".", "_") + suffix if _is_video(path) else name
 
 
 def _look_elsewhere(text: str, allow_urls: bool) -> tuple[str, str] | None:
@@ -194,7 +201,7 @@ def _read_list(file: str, allow_urls: bool, missing: bool) -> Iterator[tuple[str
             text = beside
         if not missing and (mode is None or not stat.S_ISREG(mode)):
             raise InputError(f"{file}: line {number}: {text}: {MISSING}")
-        yield os.path.basename(text), os.path.normpath(text)
+        yield _name(text), os.path.normpath(text)
     if none:
         raise InputError(f"{file}: lists no picture")
 

@@ -98,7 +98,9 @@ def write_coco(path: Path | str, records: Iterable[Mapping[str, Any]]) -> None:
 def write_csv(
     path: Path | str, pictures: Iterable[Predicted], categories: Sequence[Category]
 ) -> None:
-    """Write a table with a row an object.
+    r"""Write a table with a row an object.
+
+    What a file name has that is no character is written as ``\udcff``, here and in the XML.
 
     Its columns are ``COLUMNS``: ``x``, ``y``, ``width`` and ``height`` are the box, ``area`` the
     mask's pixels; the picture's size and ``counts``, COCO's compressed RLE, are the mask.
@@ -111,7 +113,7 @@ def write_csv(
     names = {category.id: category.name for category in categories}
     with (
         replacing(path) as aside,
-        aside.open("w", encoding="utf-8", newline="") as file,
+        aside.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
     ):
         table = csv.writer(file, lineterminator="\n")
         table.writerow(COLUMNS)
@@ -140,7 +142,10 @@ def write_cvat(
         categories: the category table.
     """
     names = {category.id: category.name for category in categories}
-    with replacing(path) as aside, aside.open("w", encoding="utf-8") as file:
+    with (
+        replacing(path) as aside,
+        aside.open("w", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         file.write('<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n')
         file.write("  <version>1.1</version>\n  <meta>\n    <task>\n      <labels>\n")
         for name in names.values():
