@@ -4,11 +4,12 @@ from itertools import chain
 
 import numpy as np
 import pytest
+import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from brefine.outlines import join, polygons, simplify, trace
+from brefine.outlines import join, polygons, simple_parts, simplify, trace
 from brefine.rle import decode
 from samples import blob
 
@@ -137,3 +138,16 @@ def test_a_hole_in_a_part_in_a_hole():
     assert [abs(area(ring)) for ring in outer] == [81, 49]
     assert [abs(area(ring)) for ring in inner] == [25, 1]
     assert outer[0].tolist() == [[0, 0], [9, 0], [9, 9], [0, 9]]
+
+
+@settings(max_examples=200, deadline=None)
+@given(masks)
+def test_simple_parts_are_valid_and_cover_the_mask(mask):
+    parts = simple_parts(mask, (3, 2))
+    shape = shapely.MultiPolygon([(part[0], part[1:]) for part in parts])
+    assert shape.is_valid, shapely.is_valid_reason(shape)
+    ys, xs = np.mgrid[: mask.shape[0], : mask.shape[1]]
+    inside = shapely.contains_xy(shape, xs.ravel() + 3.5, ys.ravel() + 2.5)
+    np.testing.assert_array_equal(inside.reshape(mask.shape), mask)
+    assert len(parts) == len(components(mask, corners=False))
+    assert len(trace(mask)) == len(components(mask, corners=True))

@@ -7,8 +7,10 @@ import os
 import struct
 import sys
 import threading
+import warnings
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -356,3 +358,22 @@ def test_a_claim_of_billions_of_pixels_takes_no_memory(tmp_path: Path) -> None:
         as_pixels(huge(60_000))
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown < 50 * 1024  # KiB; the picture would take 10 GiB
+
+
+def test_threads_that_read_leave_warnings_as_they_were(tmp_path: Path) -> None:
+    for i in range(40):
+        write_pictures(tmp_path, f"{i}.png")
+    (tmp_path / "x.png").write_text("no picture")
+    before = list(warnings.filters)
+
+    def read(item: sources.Item) -> bool:
+        try:
+            return bool(item.read().numel())
+        except InputError:
+            return False
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(read, walk(find_pictures([str(tmp_path)])))) == 40
+    assert warnings.filters == before
+    with pytest.warns(UserWarning, match="heard"):
+        warnings.warn("heard", stacklevel=1)
