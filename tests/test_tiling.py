@@ -196,10 +196,37 @@ def test_a_fragment_is_not_reported_beside_the_whole():
     found[0] = [record(rectangle(tile, 84, 12, 100, 30), 1, 0.8)]  # IoU in the band below 0.5
     [one] = merge(found, GRID)
     assert one["segmentation"] == whole.encode()
+    found[0][0]["category_id"] = 2  # the end of an object may look like something else
+    assert [r["category_id"] for r in merge(found, GRID)] == [1]
     # What is no part of it, or not cut off, stays an object of its own.
     for box in [(90, 70, 100, 80), (84, 12, 95, 30)]:
-        found[0] = [record(rectangle(tile, *box), 1, 0.8)]
-        assert len(merge(found, GRID)) == 2
+        for category in (1, 2):
+            found[0] = [record(rectangle(tile, *box), category, 0.8)]
+            assert len(merge(found, GRID)) == 2
+    # So does what is found once more, as the same, by another tile.
+    size = (180, 180)
+    grid = lay(size, 100, 20)
+    found = look([(rectangle(size, 82, 10, 140, 70), 1, 0.6)], grid)
+    small = rectangle(size, 84, 60, 140, 96)
+    found[0] += look([(small, 2, 0.4)], grid)[0]
+    assert len(merge(found, grid)) == 1 + 1
+    found[2] += look([(small, 2, 0.4)], grid)[2]
+    assert len(merge(found, grid)) == 1 + 1
+
+
+def test_a_fragment_of_what_no_tile_sees_whole_is_joined():
+    size = (100, 260)
+    grid = lay(size, 100, 20)
+    assert len(grid.tiles) == 3
+    whole = rectangle(size, 70, 10, 200, 60)
+    found = look([(whole, 1, 0.6)], grid)
+    found[0] = [record(rectangle((100, 100), 70, 12, 100, 30), 1, 0.8)]  # a part of its height
+    [one] = merge(found, grid)
+    expected = runs.union([rectangle(size, 70, 12, 100, 30), rectangle(size, 90, 10, 200, 60)])
+    assert one["segmentation"] == expected.encode()
+    assert one["score"] == 0.8
+    found[0][0]["category_id"] = 2
+    assert len(merge(found, grid)) == 2
 
 
 def test_what_only_one_tile_found_is_kept():

@@ -9,6 +9,9 @@ object when they have the same class and agree about the band of pixels that bot
     * or one without such a partner is cut off by the edge of its own tile inside the band, and
       ``INSIDE`` of what it has there is in the other: a fragment that the other tile sees better.
 
+Where the other one is seen whole there, the fragment is dropped, whatever the two classes: the end
+of an object alone is easily taken for something else.
+
 An object seen whole by some tile (it ends before the inner edges) is taken from the tile where it
 is farthest from them. Of an object that no tile sees whole, each pixel is decided by the tile in
 whose core it lies; the cores share out the picture in the middle of the bands. The score is the
@@ -149,17 +152,21 @@ def merge(found: Sequence[Sequence[Mapping[str, Any]]], grid: Grid) -> list[dict
         of_tile.append(list(range(begin, len(parts))))
 
     pairs: list[tuple[int, int]] = []
+    dropped: set[int] = set()
     tiles = np.array(grid.tiles)
     for one in range(len(tiles)):
         near = one + 1 + np.flatnonzero(_overlap(tiles[one + 1 :], grid.tiles[one]))
-        for other in near.tolist() if of_tile[one] else []:
-            band = _shared(grid.tiles[one], grid.tiles[other])
-            pairs += _match(parts, of_tile[one], of_tile[other], band, grid)
+        for other in near.tolist():
+            same, fragments = _match(parts, of_tile[one], of_tile[other], grid)
+            pairs += same
+            dropped |= fragments
+    dropped -= {i for pair in pairs for i in pair}  # a third tile has the same
     sides = np.array(pairs, dtype=np.int64).reshape(-1, 2)
     root = unite(sides[:, 0], sides[:, 1], len(parts))
     groups: dict[int, list[_Part]] = {}
-    for part, group in zip(parts, root.tolist(), strict=True):
-        groups.setdefault(group, []).append(part)
+    for i, group in enumerate(root.tolist()):
+        if i not in dropped:
+            groups.setdefault(group, []).append(parts[i])
     merged = [_resolve(group, grid) for group in groups.values()]
     return sorted(merged, key=lambda record: -record["score"])
 
@@ -190,9 +197,12 @@ def _room(box: Box, tile: int, grid: Grid) -> float:
 
 
 def _match(
-    parts: Sequence[_Part], ones: Sequence[int], others: Sequence[int], band: Box, grid: Grid
-) -> list[tuple[int, int]]:
-    """Which parts of two tiles are the same object, by what they show in the shared band."""
+    parts: Sequence[_Part], ones: Sequence[int], others: Sequence[int], grid: Grid
+) -> tuple[list[tuple[int, int]], set[int]]:
+    """Pairs of parts of two tiles that are the same object, and fragments to drop."""
+    if not ones or not others:
+        return [], set()
+    band = _shared(*(grid.tiles[parts[side[0]].tile] for side in (ones, others)))
     shown = {}
     for i in (*ones, *others):
         if _overlap(np.array([parts[i].box]), band)[0]:
@@ -205,24 +215,31 @@ def _match(
     for i in ones:
         for k in np.flatnonzero(_overlap(boxes, shown[i].box())).tolist():
             j = others[k]
-            if parts[i].record["category_id"] == parts[j].record["category_id"]:
-                shared[i, j] = intersect(shown[i], shown[j]).area()
+            shared[i, j] = intersect(shown[i], shown[j]).area()
 
     area = {i: mask.area() for i, mask in shown.items()}
     score = {i: parts[i].record["score"] for i in shown}
-    iou = {(i, j): both / (area[i] + area[j] - both) for (i, j), both in shared.items()}
+    iou = {
+        (i, j): both / (area[i] + area[j] - both)
+        for (i, j), both in shared.items()
+        if parts[i].record["category_id"] == parts[j].record["category_id"]
+    }
     matched: set[int] = set()
     pairs = []
     for i, j in sorted(iou, key=lambda pair: (-iou[pair], -score[pair[0]] - score[pair[1]])):
         if iou[i, j] >= SAME and i not in matched and j not in matched:
             matched |= {i, j}
             pairs.append((i, j))
+    dropped = set()
     for i in shown:
         if i in matched or _room(shown[i].box(), parts[i].tile, grid) >= grid.edge:
             continue
-        mine = [pair for pair in shared if i in pair and shared[pair] >= INSIDE * area[i]]
-        pairs += [max(mine, key=lambda pair: shared[pair])] if mine else []
-    return pairs
+        around = [pair for pair in shared if i in pair and shared[pair] >= INSIDE * area[i]]
+        if any(parts[sum(pair) - i].room >= grid.edge for pair in around):
+            dropped.add(i)
+        elif alike := [pair for pair in around if pair in iou]:
+            pairs.append(max(alike, key=lambda pair: shared[pair]))
+    return pairs, dropped
 
 
 def _resolve(parts: Sequence[_Part], grid: Grid) -> dict[str, Any]:
