@@ -615,3 +615,13 @@ def test_notes_change_no_exit_code(clean: Path, content: dict) -> None:
     assert "1 of 20 pictures" in faults[0].message
     assert exit_code(faults, strict=True) == 0
     assert summarise(faults) == "1 note"
+
+
+def test_an_object_without_mask_in_a_picture_without_size(content: dict, clean: Path) -> None:
+    values = copy.deepcopy(content)
+    entry = values["annotations"][0]
+    del entry["segmentation"]
+    picture = next(p for p in values["images"] if p["id"] == entry["image_id"])
+    del picture["height"]
+    faults = find(clean / "broken.json", values)
+    assert ("missing-key", picture["id"]) in pairs(faults)

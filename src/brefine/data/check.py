@@ -315,7 +315,7 @@ def _check_annotations(found: _Set, report: Report, progress: bool) -> None:
             continue
         counts[category] += 1
         peopled.add(picture)
-        key = json.dumps([picture, category, entry["segmentation"]], sort_keys=True)
+        key = json.dumps([picture, category, entry.get("segmentation")], sort_keys=True)
         digest = hashlib.blake2b(key.encode(), digest_size=16).digest()
         if digest in masks:
             tell("duplicate-object", f"the same class and mask as {masks[digest]}")
