@@ -171,7 +171,7 @@ VIEWS = [PLAIN, FLIPPED, combine(flip=True, scales=(0.5, 1.0, 2.0))]
 def test_every_view_comes_back_to_the_picture(views: Any) -> None:
     model = finder()
     pixels = picture((0, 10, 20, 50, 80), (1, 100, 8, 156, 40))
-    found = model(pixels, views=views)
+    found = model.detect(pixels, views=views)
     assert found.labels.tolist() == [0, 1]
     assert found.boxes.tolist() == [[10, 20, 50, 80], [100, 8, 156, 40]]
     assert found.scores is not None
@@ -182,7 +182,7 @@ def test_every_view_comes_back_to_the_picture(views: Any) -> None:
         7: [10, 20, 40, 60],
         30: [100, 8, 56, 32],
     }
-    assert model(pixels, views=views, threshold=0.7).labels.tolist() == [0]
+    assert model.detect(pixels, views=views, threshold=0.7).labels.tolist() == [0]
 
 
 def test_masks_are_averaged_on_the_grid_of_the_box() -> None:
