@@ -408,3 +408,10 @@ def test_public_names() -> None:
     assert brefine.load.__module__ == brefine.Predictor.__module__ == "brefine.predict"
     with pytest.raises(AttributeError, match="no attribute 'lod'"):
         brefine.lod  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_half_a_surrogate_pair_can_be_printed(run: Run, tmp_path: Path) -> None:
+    """Legal in json, but a print of it would end in a traceback."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "a.json").write_text('{"shapes": ["\\ud800"], "imagePath": "a.png"}')
+    one_line(run("data", "stats", tmp_path / "a.json"), "shapes[0]: ?, expected an object")

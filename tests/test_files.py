@@ -48,7 +48,7 @@ def test_failure_keeps_the_old(tmp_path: Path, error: type[BaseException], folde
                 (aside / "half").touch()
             else:
                 aside.write_text("half")
-            raise error
+            raise error("broken")
 
     with pytest.raises(error):
         write()

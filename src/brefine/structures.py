@@ -29,6 +29,14 @@ class InputError(ValueError):
     The command line prints the message and exits with code 2; no traceback.
     """
 
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
+
+def printable(text: str) -> str:
+    """Half a surrogate pair, legal in json and in names of files, cannot be printed: ``?``."""
+    return text.encode("utf-8", "replace").decode()
+
 
 class Category(NamedTuple):
     """One row of the category table: label ``i`` of a model is row ``i``."""

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from brefine.structures import InputError
+from brefine.structures import InputError, printable
 
 Id = int | str | None
 Severity = Literal["error", "warning", "note"]
@@ -149,16 +149,11 @@ def collect(faults: list[Fault]) -> Report:
 
     def report(kind: str, file: Path, id: Id, message: str) -> None:
         severity, advice = KINDS[kind]
-        where = id if isinstance(id, int) or id is None else _printable(id)
-        text = " ".join(_printable(message).split())
-        faults.append(Fault(severity, kind, _printable(str(file)), where, text, advice))
+        where = id if isinstance(id, int) or id is None else printable(id)
+        text = " ".join(printable(message).split())
+        faults.append(Fault(severity, kind, printable(str(file)), where, text, advice))
 
     return report
-
-
-def _printable(text: str) -> str:
-    """Half a surrogate pair is legal in json, but cannot be printed."""
-    return text.encode("utf-8", "replace").decode()
 
 
 @contextmanager
