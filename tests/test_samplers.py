@@ -109,6 +109,15 @@ def test_factors_are_rounded_up_or_down(factors, batch_size, processes, repeats,
     assert sum(counts.values()) == slots
 
 
+def test_no_picture_is_lost_where_every_pass_is_rounded():
+    """Three passes of 3.5 fill 11 places: rounded one by one they could need 12."""
+    for seed in range(200):
+        sampler = EpochSampler(3, seed, factors=[1, 1, 1.5], repeats=3)
+        counts = np.bincount(sampler.share(0, 0)[:, 0], minlength=3)
+        assert len(sampler) == 11
+        assert (counts >= 3).all()
+
+
 def test_factors_hold_on_average():
     factors = np.array([1, 1.25, 2.5, 3.9, 1, 1, 1.35])  # 12 in all: no fill
     sampler = EpochSampler(len(factors), 3, factors=factors)

@@ -90,20 +90,26 @@ class EpochSampler(Sampler[Key]):
     def share(self, epoch: int, rank: int) -> NDArray[np.int64]:
         """(index, copy) of everything that a process shows in an epoch, ``[len(self), 2]``."""
         random = np.random.default_rng((self.seed, epoch))
-        order = np.concatenate([self._pass(random) for _ in range(self.repeats)])
+        order = self._order(random)
         order = np.resize(order, len(self) * self.processes)  # fills up from the start
         order = np.stack([order, _count_earlier(order)], 1)
         order = order[_batch(self.groups[order[:, 0]], self.batch_size)]
         return order.reshape(-1, self.processes, self.batch_size, 2)[:, rank].reshape(-1, 2)
 
-    def _pass(self, random: np.random.Generator) -> NDArray[np.int64]:
-        order = random.permutation(self.size)
-        if self.factors is None:
-            return order
-        # Whole numbers that the running sum of the factors passes: as many for each picture as
-        # its factor rounded up or down, on average the factor, and the sum is as good as fixed.
-        passed = np.floor(self.factors[order].cumsum() + random.random()).astype(int)
-        return random.permutation(np.repeat(order, np.diff(passed, prepend=0)))
+    def _order(self, random: np.random.Generator) -> NDArray[np.int64]:
+        """Every pass over the pictures, one after the other."""
+        passes, rest = [], random.random()
+        for _ in range(self.repeats):
+            order = random.permutation(self.size)
+            if self.factors is not None:
+                # Whole numbers that the running sum of the factors passes: as many for each
+                # picture as its factor rounded up or down, on average the factor. The sum runs
+                # on from pass to pass, so that all of them together fit the epoch.
+                sums = self.factors[order].cumsum() + rest
+                order = np.repeat(order, np.diff(np.floor(sums).astype(int), prepend=0))
+                order, rest = random.permutation(order), sums[-1] % 1
+            passes.append(order)
+        return np.concatenate(passes)
 
 
 def _count_earlier(values: NDArray[np.int64]) -> NDArray[np.int64]:
