@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from brefine import cli
 from brefine.data.coco import CocoSet
+from brefine.data.pictures import network_size
 from brefine.data.stats import advise, gini, stats
-from brefine.data.transforms import network_size
 from samples import blob, dense_rle
 from test_outlines import components
 

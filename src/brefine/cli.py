@@ -243,7 +243,9 @@ def _write_json(path: Path, value: Any) -> None:
 
 @app.command()
 def predict(
-    model: Annotated[Path, typer.Argument(help="A model folder, such as runs/NAME/best.")],
+    model: Annotated[
+        Path, typer.Argument(help="A model folder, such as runs/NAME/best, or an exported file.")
+    ],
     sources: Annotated[
         list[str],
         typer.Argument(
@@ -353,6 +355,26 @@ def predict(
     print(out)
     if summary.broken:
         raise typer.Exit(2)
+
+
+@app.command()
+def export(
+    model: Annotated[Path, typer.Argument(help="A model folder, such as runs/NAME/best.")],
+    format: Annotated[
+        Literal["onnx", "openvino"], typer.Option(help="ONNX, or OpenVINO's IR (.xml and .bin).")
+    ] = "onnx",
+    out: Annotated[
+        Path | None, typer.Option(help="File to write.  [default: MODEL.onnx or MODEL.xml]")
+    ] = None,
+) -> None:
+    """Write a model as one file that needs no torch, if it finds what the model finds."""
+    from brefine.export import export
+    from brefine.exported import FORMATS
+
+    file = out or model.with_name(model.name + FORMATS[format])
+    parity = export(model, file, format)
+    print(f"check: {parity}", file=sys.stderr)
+    print(file)
 
 
 @app.command()

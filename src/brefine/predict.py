@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from brefine import weights
 from brefine.data.transforms import resize
+from brefine.exported import FORMATS
 from brefine.metrics.calibration import IDENTITY, Calibration
 from brefine.parts.boxes import clip
 from brefine.parts.masks import to_records
@@ -77,11 +78,13 @@ class Predictor:
 
     @classmethod
     def load(cls, folder: Path | str, device: torch.device | str | None = None) -> Predictor:
-        """The predictor of a model folder, at the size it was evaluated with.
+        """The predictor of a model folder, or of an exported file, at the size of evaluation.
 
         Raises:
-            InputError: see ``weights.load``.
+            InputError: see ``weights.load`` and ``exported.Session``.
         """
+        if Path(folder).suffix in FORMATS.values() and not Path(folder).is_dir():
+            return cls._exported(Path(folder), device)
         model = weights.load(folder)
         data = model.recipe.data
         return cls(
@@ -92,6 +95,22 @@ class Predictor:
             thresholds=model.thresholds,
             overall=model.overall,
             calibration=model.calibration,
+            device=device,
+        )
+
+    @classmethod
+    def _exported(cls, file: Path, device: torch.device | str | None) -> Predictor:
+        from brefine.export import open_exported  # brings the exporter along
+
+        model, session = open_exported(file)
+        return cls(
+            model,
+            session.categories,
+            short_side=session.short_side,
+            long_side=session.long_side,
+            thresholds=session.thresholds,
+            overall=session.overall,
+            calibration=session.calibration,
             device=device,
         )
 
@@ -307,7 +326,7 @@ class Predictor:
 
 
 def load(folder: Path | str, device: torch.device | str | None = None) -> Predictor:
-    """Open a model folder for prediction: ``Predictor.load``."""
+    """Open a model folder or an exported file for prediction: ``Predictor.load``."""
     return Predictor.load(folder, device)
 
 

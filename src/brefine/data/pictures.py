@@ -122,6 +122,17 @@ def upright_size(path: Path) -> tuple[int, int]:
     return (width, height) if turned else (height, width)
 
 
+def network_size(size: tuple[int, int], short: int, long: int) -> tuple[int, int]:
+    """The (height, width) a picture of ``size`` is resized to.
+
+    The short side becomes ``short`` unless the long side would exceed ``long``; the other side
+    follows, rounded, at least 1.
+    """
+    scale = min(short / min(size), long / max(size))
+    height, width = (max(1, round(side * scale)) for side in size)
+    return height, width
+
+
 def measure(path: Path, id: Id, report: Report) -> tuple[int, int] | None:
     """``upright_size``; what keeps it from being read is reported, and None returned."""
     try:

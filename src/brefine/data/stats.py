@@ -15,7 +15,7 @@ from rich.table import Table
 
 from brefine.data.coco import CocoSet
 from brefine.data.convert import objects_of
-from brefine.data.transforms import network_size
+from brefine.data.pictures import network_size
 from brefine.outlines import trace
 from brefine.progress import track
 from brefine.rle import Runs

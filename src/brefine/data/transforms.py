@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from brefine.data.pictures import network_size
 from brefine.structures import Bitmaps, Instances
 
 #: an object of which a smaller share of its pixels is left, by a crop or below pasted objects, is
@@ -15,17 +16,6 @@ from brefine.structures import Bitmaps, Instances
 VISIBLE = 0.1
 #: what lies outside of a picture, in a crop that reaches beyond it: about the mean of photographs
 GREY = 128
-
-
-def network_size(size: tuple[int, int], short: int, long: int) -> tuple[int, int]:
-    """The (height, width) a picture of ``size`` is resized to.
-
-    The short side becomes ``short`` unless the long side would exceed ``long``; the other side
-    follows, rounded, at least 1.
-    """
-    scale = min(short / min(size), long / max(size))
-    height, width = (max(1, round(side * scale)) for side in size)
-    return height, width
 
 
 def resize(

@@ -1,0 +1,489 @@
+"""A model as one file for other runtimes: ONNX, or OpenVINO's IR.
+
+The file holds the network from pixels to boxes and mask logits, and in its metadata what
+``exported`` needs to do the rest: sizes, classes, thresholds and calibration. It is kept only if
+it finds what the model finds (`check`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.ops import nms
+
+import brefine
+from brefine import weights
+from brefine.exported import FORMATS, OUTPUTS, Session, needs
+from brefine.files import replacing
+from brefine.formats.polygons import iou
+from brefine.header import describe_classes, describe_scores
+from brefine.parts import box_head, rpn
+from brefine.parts import boxes as B
+from brefine.parts.masks import paste
+from brefine.parts.two_stage import TwoStage
+from brefine.progress import track
+from brefine.structures import Images, InputError, Instances
+
+OPSET = 18  # NonMaxSuppression and RoiAlign with half pixels are standard in it
+#: pixels that boxes, and IoU that masks must agree within for a file to be kept
+BOX_LIMIT, MASK_LIMIT = 0.01, 0.999
+#: objects whose score is this close to where a list ends may be on it or not
+TIE = 1e-4
+#: share of the objects that only one of the two may find: lists of candidates end inside the
+#: model, too, and in the last digit one box or another is on them
+ALONE = 0.01
+
+
+class Graph(nn.Module):
+    """What is exported: a two-stage model that finds the objects of a whole batch at once.
+
+    The same as ``TwoStage.predict``, for any number of pictures without a loop over them.
+
+    Args:
+        model: in evaluation mode.
+    """
+
+    def __init__(self, model: TwoStage) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, pixels: Tensor, sizes: Tensor, least: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Boxes ``[N, 4]``, labels, scores, pictures ``[N]`` and mask logits ``[N, S, S]``.
+
+        Args:
+            pixels: ``[B, 3, H, W]`` uint8, H and W multiples of 32; see ``Images``.
+            sizes: ``[B, 2]`` int64.
+            least: ``[1]``, score above which an object is detected.
+        """
+        model = self.model
+        features = model.trunk(Images(pixels, sizes))
+        limit = sizes.flip(1).repeat(1, 2).float()[:, None]  # [B, 1, 4]
+        proposals = self._propose(features, limit)
+        boxes, labels, scores, there = self._detect(features, proposals, limit, least)
+        image, row = there.nonzero().unbind(1)
+        boxes, labels, scores = boxes[image, row], labels[image, row], scores[image, row]
+        rows = torch.cat([image[:, None].float(), boxes], 1)
+        return boxes, labels, scores, image, model.mask_head(features, rows, labels)
+
+    def _propose(self, features: Sequence[Tensor], limit: Tensor) -> Tensor:
+        """Proposals ``[B, P, 4]``, best first; missing ones are zero boxes."""
+        net = self.model.rpn
+        most = net.candidates[1]
+        boxes, scores = [], []
+        for anchor, logit, delta in zip(*net(features), strict=True):
+            # Coarse levels may have less anchors than candidates: filled up, k is a constant.
+            filling = logit.new_full((1, most), -torch.inf).expand(logit.shape[0], -1)
+            score, index = torch.cat([logit, filling], 1).topk(most, 1)
+            index = index.clamp(max=anchor.shape[0] - 1)
+            chosen = delta.gather(1, index[..., None].expand(-1, -1, 4))
+            box = B.decode(chosen, anchor[index], rpn.DELTA_WEIGHTS)
+            box = torch.minimum(box.clamp(min=0), limit)
+            good = (score > -torch.inf) & (box[..., 2:] - box[..., :2] >= 1e-3).all(-1)
+            boxes.append(box)
+            scores.append(torch.where(good, score.sigmoid(), -1.0))
+        box, score = torch.cat(boxes, 1), torch.cat(scores, 1)
+        levels = torch.arange(len(boxes))
+        own = levels.repeat_interleave(most) == levels[:, None]
+        by_level = torch.where(own, score[:, None], -1.0)  # [B, L, A]
+        kept = keep(box, by_level, 0.7, torch.full((1,), -0.5)).amax(1) > 0
+        score, index = torch.where(kept, score, -1.0).topk(net.proposals[1], 1)
+        found = box.gather(1, index[..., None].expand(-1, -1, 4))
+        return torch.where(score[..., None] >= 0, found, 0.0)
+
+    def _detect(
+        self, features: Sequence[Tensor], proposals: Tensor, limit: Tensor, least: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Boxes ``[B, D, 4]``, labels, scores and which of them are there, best first."""
+        head = self.model.box_head
+        count, classes = proposals.shape[1], head.num_classes
+        image = torch.arange(proposals.shape[0])[:, None, None].expand(-1, count, -1).float()
+        rows = torch.cat([image, proposals], 2).flatten(0, 1)
+        logits, deltas = head(features, rows)
+        scores = logits.sigmoid() if head.ranking else logits.softmax(1)[:, :-1]
+        boxes = B.decode(deltas, rows[:, None, 1:], box_head.DELTA_WEIGHTS)
+        boxes = torch.minimum(boxes.reshape(-1, count, classes, 4).clamp(min=0), limit[:, None])
+        scores = scores.reshape(-1, count, classes)  # [B, P, K]
+        there = (proposals[..., 2:] > proposals[..., :2]).all(-1)[..., None]
+        good = (scores > least) & (boxes[..., 2:] - boxes[..., :2] >= 1e-2).all(-1) & there
+        scores = torch.where(good, scores, -1.0)
+        # Boxes belong to a class: to NMS, every class is a picture with one class.
+        of_class = scores.transpose(1, 2).flatten(0, 1)[:, None]
+        kept = keep(boxes.transpose(1, 2).flatten(0, 1), of_class, head.nms, least)
+        kept = kept.reshape(-1, classes, count).transpose(1, 2) > 0
+        scores = torch.where(kept, scores, -1.0).flatten(1)
+        score, index = scores.topk(min(head.detections, count * classes), 1)
+        box = boxes.flatten(1, 2).gather(1, index[..., None].expand(-1, -1, 4))
+        return box, index % classes, score, score >= 0
+
+
+def keep(boxes: Tensor, scores: Tensor, threshold: float, least: Tensor) -> Tensor:
+    """Non-maximum suppression of a batch, class by class: ``[B, C, N]``, 1 what stays, else 0.
+
+    Args:
+        boxes: ``[B, N, 4]``.
+        scores: ``[B, C, N]``.
+        threshold: IoU above which the lower score goes.
+        least: ``[1]``; scores at or below it take no part.
+    """
+    picture, group, box = suppress(boxes, scores, threshold, least).unbind(1)
+    mask = torch.zeros_like(scores)
+    return mask.index_put((picture, group, box), mask.new_ones(()))
+
+
+@torch.library.custom_op("brefine::suppress", mutates_args=())
+def suppress(boxes: Tensor, scores: Tensor, threshold: float, least: Tensor) -> Tensor:
+    """ONNX's NonMaxSuppression: ``[n, 3]`` int64 of (picture, class, box); see ``keep``."""
+    found = [boxes.new_zeros((0, 3), dtype=torch.int64)]
+    for i, box in enumerate(boxes):
+        for j, score in enumerate(scores[i]):
+            some = (score > least).nonzero()[:, 0]
+            kept = some[nms(box[some], score[some], threshold)]
+            found.append(torch.stack([torch.full_like(kept, i), torch.full_like(kept, j), kept], 1))
+    return torch.cat(found)
+
+
+@suppress.register_fake
+def _(boxes: Tensor, scores: Tensor, threshold: float, least: Tensor) -> Tensor:
+    return boxes.new_empty((torch.library.get_ctx().new_dynamic_size(), 3), dtype=torch.int64)
+
+
+def _suppress_onnx(boxes: Any, scores: Any, threshold: float, least: Any) -> Any:
+    """``suppress`` in ONNX."""
+    from onnxscript import opset18
+
+    op: Any = opset18
+    most = op.Constant(value_ints=[2**31 - 1])
+    return op.NonMaxSuppression(boxes, scores, most, op.Constant(value_floats=[threshold]), least)
+
+
+@dataclass
+class Parity:
+    """How far an exported file was from its model, at worst.
+
+    Attributes:
+        objects: how many were compared.
+        box: pixels.
+        iou: of the masks, pasted.
+        score: difference.
+        unmatched: objects that only one of the two found, and not at the end of a list.
+    """
+
+    objects: int = 0
+    box: float = 0.0
+    iou: float = 1.0
+    score: float = 0.0
+    unmatched: int = 0
+
+    @property
+    def good(self) -> bool:
+        """Whether the file may be kept."""
+        few = self.unmatched <= ALONE * self.objects
+        return self.objects > 0 and few and self.box <= BOX_LIMIT and self.iou > MASK_LIMIT
+
+    def __str__(self) -> str:
+        apart = f", {self.unmatched} found by one of them only" if self.unmatched else ""
+        return (
+            f"{self.objects} objects compared: boxes at most {self.box:.5f} px apart, mask IoU "
+            f"{self.iou:.5f} at worst, scores within {self.score:.1e}{apart}"
+        )
+
+
+def export(folder: Path | str, out: Path | str, format: str = "onnx") -> Parity:
+    """Write a model folder as one file, if what the file finds is what the model finds.
+
+    Args:
+        folder: the model.
+        out: the file, ``.onnx``; or ``.xml``, beside which OpenVINO wants a ``.bin``.
+        format: ``onnx`` or ``openvino``.
+
+    Returns:
+        How far they are apart.
+
+    Raises:
+        InputError: no model, another suffix, a package is missing, the file would find
+            something else, or it cannot be written.
+    """
+    out = Path(out)
+    if format not in FORMATS:
+        raise InputError(f"format {format!r}: expected one of {', '.join(FORMATS)}")
+    suffix = FORMATS[format]
+    if out.suffix != suffix:
+        raise InputError(f"{out}: a file of format {format} is named {suffix}: --out NAME{suffix}")
+    for package in ("onnx", "onnxscript", "onnxruntime", "openvino"):
+        if find_spec(package) is None and (package != "openvino" or format == package):
+            raise needs(package, "onnx,openvino" if format == "openvino" else "onnx")
+    model = weights.load(folder)
+    if not isinstance(model.segmenter, TwoStage):
+        raise InputError(f"{folder}: only two-stage models can be exported")
+    data = model.recipe.data
+    metadata = {
+        "format": "brefine",
+        "version": brefine.__version__,
+        "method": model.recipe.model.method,
+        "short_side": json.dumps(data.short_side[-1]),
+        "long_side": json.dumps(data.long_side),
+        "score_threshold": json.dumps(model.segmenter.box_head.score_threshold),
+        **describe_classes(model.categories),
+        **describe_scores(model.thresholds, model.overall, model.calibration),
+    }
+    with _beside(out) as place:
+        files = _write(model.segmenter, metadata, place, format)
+        session = Session(files[0], threads=torch.get_num_threads())
+        parity = check(model.segmenter, session, data.short_side[-1])
+        if not parity.good:
+            raise InputError(f"{out}: not written: it does not find what {folder} finds ({parity})")
+        del session
+        for file in files:
+            with replacing(out.with_suffix(file.suffix)) as aside:
+                file.replace(aside)
+    return parity
+
+
+@contextmanager
+def _beside(out: Path) -> Iterator[Path]:
+    """A folder beside a file that will be written, for as long as the block lasts."""
+    try:
+        if out.is_dir():
+            raise IsADirectoryError(None, "a folder is in the way")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.")
+    except OSError as error:
+        raise InputError(f"{out}: cannot write: {error.strerror or error}") from None
+    with folder as place:
+        yield Path(place)
+
+
+def _write(model: TwoStage, metadata: dict[str, str], place: Path, format: str) -> list[Path]:
+    """The files of a model, the one to open first."""
+    program = to_onnx(model)
+    program.model.metadata_props.update(metadata)
+    file = place / "model.onnx"
+    program.save(file, external_data=False)
+    if format == "onnx":
+        return [file]
+    import openvino
+
+    converted = openvino.convert_model(file)
+    for key, value in metadata.items():
+        converted.set_rt_info(value, ["brefine", key])
+    openvino.save_model(converted, place / "model.xml", compress_to_fp16=False)
+    return [place / "model.xml", place / "model.bin"]
+
+
+def to_onnx(model: TwoStage) -> Any:
+    """The graph of a model as a program of ``torch.onnx``, of any batch, height and width."""
+    batch, rows, columns = (torch.export.Dim(name, min=1) for name in ("batch", "rows", "columns"))
+    shapes = ({0: batch, 2: 32 * rows, 3: 32 * columns}, {0: batch}, None)
+    pixels = torch.zeros(2, 3, 96, 160, dtype=torch.uint8)
+    example = pixels, torch.tensor([[90, 160], [96, 131]]), torch.zeros(1)
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trainable:  # gradients would be traced, too
+            parameter.requires_grad_(False)
+        with torch.no_grad(), _quiet():
+            graph = Graph(model).eval()
+            captured = torch.export.export(graph, example, dynamic_shapes=shapes, strict=False)
+            program = torch.onnx.export(
+                captured,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=["pixels", "sizes", "least"],
+                output_names=list(OUTPUTS),
+                custom_translation_table={
+                    cast(Any, torch.ops).brefine.suppress.default: _suppress_onnx
+                },
+                verbose=False,
+                optimize=True,
+            )
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+    assert program is not None
+    return program
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the exporter says about names of axes and empty attributes."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+@torch.inference_mode()
+def check(model: TwoStage, session: Session, short_side: int) -> Parity:
+    """Compare a file with its model, on drawn pictures.
+
+    Three sizes, batches of one and of three, and each with no object, one and as many as the
+    model finds at a threshold of 0, so that it matters how well the model was trained for nothing.
+
+    Args:
+        model: in evaluation mode, on the CPU.
+        session: the file.
+        short_side: of the network's pictures; small ones are taken in place of large.
+    """
+    side = max(64, min(short_side, 256))
+    sizes = [(side, side), (side, side * 3 // 2), (side * 5 // 4 + 7, side - 3)]
+    cases = [(size, batch) for size in sizes for batch in (1, 3)]
+    parity, head = Parity(), model.box_head
+    usual = head.score_threshold
+    try:
+        for seed, (size, batch) in enumerate(track(cases, "check", len(cases))):
+            generator = torch.Generator().manual_seed(seed)
+            images = Images.stack([_draw(size, generator) for _ in range(batch)])
+            head.score_threshold = 0.0
+            many = model.predict(images)
+            _compare(many, _run(session, images, 0.0), parity)
+            scores = torch.cat([cast(Tensor, each.scores) for each in many]).sort().values
+            if len(scores) > 1:
+                head.score_threshold = float((scores[-1] + scores[-2]) / 2)
+                _compare(model.predict(images), _run(session, images, head.score_threshold), parity)
+            none = _run(session, images, 1.0)
+            parity.unmatched += sum(len(each) for each in none)
+    finally:
+        head.score_threshold = usual
+    return parity
+
+
+def _draw(size: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """Coloured clouds and discs, ``[3, H, W]`` uint8."""
+    height, width = size
+    clouds = torch.rand(1, 3, 5, 5, generator=generator)
+    picture = functional.interpolate(clouds, size=size, mode="bicubic")[0].clamp(0, 1)
+    ys, xs = torch.arange(height)[:, None], torch.arange(width)
+    for x, y, radius in torch.rand(8, 3, generator=generator).tolist():
+        radius = (0.04 + 0.2 * radius) * min(size)
+        inside = (xs - x * width) ** 2 + (ys - y * height) ** 2 < radius**2
+        picture[:, inside] = torch.rand(3, 1, generator=generator)
+    grain = torch.rand(picture.shape, generator=generator) * 0.1
+    return ((picture * 0.9 + grain) * 255).to(torch.uint8)
+
+
+def _run(session: Session, images: Images, least: float) -> list[Instances]:
+    """What a file finds in each picture of a batch."""
+    found = session(images.pixels.numpy(), images.sizes.numpy(), least)
+    boxes, labels, scores, pictures, logits = map(torch.from_numpy, found)
+    return [
+        Instances((height, width), boxes[of], labels[of], scores[of], logits=logits[of])
+        for i, (height, width) in enumerate(images.sizes.tolist())
+        for of in [pictures == i]
+    ]
+
+
+def _compare(expected: Sequence[Instances], found: Sequence[Instances], parity: Parity) -> None:
+    """Match the objects of each picture by class and box, in whatever order they are."""
+    for one, other in zip(expected, found, strict=True):
+        pairs, alone = _match(one, other)
+        lists = (cast(Tensor, one.scores), cast(Tensor, other.scores))
+        ends = [float(scores.min()) if len(scores) else 1.0 for scores in lists]
+        # Where a list ends, an equal score decides which of two objects is still on it.
+        parity.unmatched += sum(abs(float(lists[side][i]) - ends[side]) > TIE for side, i in alone)
+        parity.objects += len(pairs)
+        if not pairs:
+            continue
+        mine, theirs = torch.tensor(pairs).unbind(1)
+        parity.box = max(parity.box, float((one.boxes[mine] - other.boxes[theirs]).abs().max()))
+        apart = (lists[0][mine] - lists[1][theirs]).abs().max()
+        parity.score = max(parity.score, float(apart))
+        logits = cast(Tensor, one.logits)[mine], cast(Tensor, other.logits)[theirs]
+        # Masks that are empty or full would be equal whatever the logits: cut those at the mean.
+        low, high = logits[0].amin((1, 2)), logits[0].amax((1, 2))
+        level = torch.where((low < 0) & (high > 0), 0.0, logits[0].mean((1, 2)))[:, None, None]
+        boxes = one.boxes[mine], other.boxes[theirs]
+        masks = [paste(a - level, b, one.size) for a, b in zip(logits, boxes, strict=True)]
+        parity.iou = min(parity.iou, *map(iou, *masks))
+
+
+def _match(one: Instances, other: Instances) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Pairs of objects, nearest first, and what is left as (0 or 1 for whose, index)."""
+    apart = (one.boxes[:, None] - other.boxes).abs().amax(2)
+    apart[one.labels[:, None] != other.labels] = torch.inf
+    free = [set(range(len(one))), set(range(len(other)))]
+    pairs = []
+    for place in apart.flatten().argsort().tolist():
+        i, j = divmod(place, len(other))
+        if apart[i, j] > 1:
+            break
+        if i in free[0] and j in free[1]:
+            free[0].remove(i)
+            free[1].remove(j)
+            pairs.append((i, j))
+    return pairs, [(side, i) for side in (0, 1) for i in sorted(free[side])]
+
+
+class Exported(nn.Module):
+    """An exported file as a model that `Predictor` takes; it can only detect.
+
+    Args:
+        session: the file.
+        num_classes: K.
+    """
+
+    digest: Tensor
+
+    def __init__(self, session: Session, num_classes: int) -> None:
+        super().__init__()
+        self.session, self.num_classes = session, num_classes
+        content = hashlib.sha256(session.path.read_bytes())
+        if session.path.suffix == ".xml":
+            content.update(session.path.with_suffix(".bin").read_bytes())
+        # In the state dict, by which runs of `predict` are told apart.
+        self.register_buffer("digest", torch.tensor(list(content.digest()), dtype=torch.uint8))
+
+    def loss(self, images: Images, targets: Sequence[Instances]) -> dict[str, Tensor]:
+        """An exported model has none."""
+        raise self._refuse("trained")
+
+    def features(self, images: Images) -> Images:
+        """The pictures: nothing is worked out first."""
+        return images
+
+    def predict(
+        self,
+        images: Images,
+        given: Sequence[Instances] | None = None,
+        *,
+        features: Any = None,
+        margin: float = 0.0,
+    ) -> list[Instances]:
+        """See ``Segmenter``; without ``given`` and ``margin``."""
+        if given is not None:
+            raise self._refuse("asked about given boxes (--tta, evaluate without --boxes detected)")
+        if margin:
+            raise self._refuse("asked for a margin")
+        return _run(self.session, images.to("cpu"), self.session.least)
+
+    def _refuse(self, what: str) -> InputError:
+        return InputError(
+            f"{self.session.path}: an exported model cannot be {what}: use the model folder"
+        )
+
+
+def open_exported(path: Path | str) -> tuple[Exported, Session]:
+    """An exported file as a model, with what its metadata says.
+
+    Raises:
+        InputError: see ``exported.Session``.
+    """
+    session = Session(Path(path), threads=torch.get_num_threads())
+    return Exported(session, len(session.categories)).eval(), session

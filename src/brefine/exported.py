@@ -1,0 +1,236 @@
+"""Prediction from an exported file, with onnxruntime or OpenVINO alone: nothing here needs torch.
+
+    import brefine.exported
+
+    model = brefine.exported.load("model.onnx")
+    records = model("picture.jpg")  # COCO results
+
+From a picture to its records it is the way of ``predict.Predictor``: the same file, the same
+resizing (Pillow's, which differs from torch's by one grey value at most), the same pasting.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from brefine.data.pictures import network_size, open_picture, to_rgb
+from brefine.header import read_header
+from brefine.runs import paste
+from brefine.structures import InputError
+
+#: suffixes of the files by format
+FORMATS = {"onnx": ".onnx", "openvino": ".xml"}
+#: what a file gives, in this order
+OUTPUTS = ("boxes", "labels", "scores", "pictures", "logits")
+MULTIPLE = 32  # pixels that the sides of a batch are multiples of
+
+Array = NDArray[Any]
+
+
+def needs(package: str, extra: str) -> InputError:
+    """What to say when a package is missing."""
+    return InputError(f"{package} is not installed: pip install 'brefine[{extra}]'")
+
+
+class Session:
+    """An exported file, opened by its runtime.
+
+    Args:
+        path: ``.onnx``, or ``.xml`` with its ``.bin`` beside it.
+        threads: that a run uses; None: as many as the runtime likes.
+
+    Attributes:
+        categories: label ``i`` is row ``i``.
+        thresholds: the probability from which a class is reported, for each label.
+        overall: one for all labels.
+        calibration: from scores to probabilities.
+        short_side: pixels the picture's short side is resized to, unless
+        long_side: the long side would then exceed this.
+        least: score above which objects are detected.
+
+    Raises:
+        InputError: no such file, a damaged one or one of another origin, or its runtime is not
+            installed.
+    """
+
+    def __init__(self, path: Path | str, threads: int | None = None) -> None:
+        self.path = path = Path(path)
+        if not path.is_file():
+            raise InputError(f"{path}: no such file: name one that brefine export wrote")
+        metadata, self._run = (_open_ir if path.suffix == ".xml" else _open_onnx)(path, threads)
+        header = read_header(metadata, path)
+        self.categories, self.thresholds, self.overall, self.calibration = header
+        try:
+            self.short_side, self.long_side = (
+                int(json.loads(metadata[key])) for key in ("short_side", "long_side")
+            )
+            self.least = float(json.loads(metadata["score_threshold"]))
+        except (KeyError, TypeError, ValueError):
+            raise InputError(f"{path}: its metadata lacks sizes or threshold: damaged") from None
+
+    def __call__(self, pixels: Array, sizes: Array, least: float) -> tuple[Array, ...]:
+        """Boxes ``[N, 4]``, labels, scores, pictures ``[N]`` and mask logits ``[N, S, S]``.
+
+        Args:
+            pixels: ``[B, 3, H, W]`` uint8, zeros at the right and the bottom; H and W are
+                multiples of ``MULTIPLE``.
+            sizes: ``[B, 2]`` int64, (height, width) of each picture inside.
+            least: score above which an object is detected.
+        """
+        found: tuple[Array, ...] = self._run(pixels, sizes, np.array([least], dtype=np.float32))
+        return found
+
+
+class Model:
+    """An exported model: pictures in, COCO results out.
+
+    Args:
+        session: the file.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session, self.categories = session, session.categories
+
+    def __call__(
+        self,
+        picture: Path | str | Image.Image | Array,
+        image_id: int | str | None = None,
+        *,
+        threshold: float | None = None,
+    ) -> list[dict[str, Any]]:
+        """The objects of a picture as COCO results, best score first.
+
+        Args:
+            picture: a file, a PIL picture (EXIF orientation applied) or an array ``[H, W, 3]``
+                uint8, RGB.
+            image_id: for the records; None: the file's name, or ``picture``.
+            threshold: objects with a lower score are dropped; None: the model's own by class.
+
+        Returns:
+            For each object ``image_id``, ``category_id``, ``score``, ``bbox`` (x, y, width,
+            height) and ``segmentation`` (RLE).
+
+        Raises:
+            InputError: no picture, or an array of another shape or type.
+        """
+        session = self.session
+        if image_id is None:
+            image_id = Path(picture).name if isinstance(picture, str | Path) else "picture"
+        pixels = _pixels(picture)
+        size = pixels.shape[0], pixels.shape[1]
+        boxes, labels, scores, _, logits = session(*prepare(pixels, session), session.least)
+        chosen = session.thresholds if threshold is None else [threshold] * len(self.categories)
+        scores = session.calibration(scores)
+        # In single precision: a score of 0.7 that the model computed in it is not below 0.7.
+        some = scores.astype(np.float32) >= np.array(chosen, dtype=np.float32)[labels]
+        boxes, labels, scores, logits = boxes[some], labels[some], scores[some], logits[some]
+        small = network_size(size, session.short_side, session.long_side)
+        scale = np.array([size[1] / small[1], size[0] / small[0]] * 2, dtype=np.float32)
+        limit = np.array([size[1], size[0]] * 2, dtype=np.float32)
+        boxes = np.clip(boxes * scale, 0, limit).astype(np.float64)
+        return [
+            {
+                "image_id": image_id,
+                "category_id": self.categories[label].id,
+                "score": score,
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "segmentation": mask.encode(),
+            }
+            for (x1, y1, x2, y2), label, score, mask in zip(
+                boxes.tolist(), labels, scores.tolist(), paste(logits, boxes, size), strict=True
+            )
+        ]
+
+
+def load(path: Path | str, threads: int | None = None) -> Model:
+    """Open an exported file.
+
+    Raises:
+        InputError: see ``Session``.
+    """
+    return Model(Session(path, threads))
+
+
+def prepare(pixels: NDArray[np.uint8], session: Session) -> tuple[Array, Array]:
+    """A picture ``[H, W, 3]`` as a batch of one, resized and filled up, and its size there."""
+    size = pixels.shape[0], pixels.shape[1]
+    height, width = network_size(size, session.short_side, session.long_side)
+    if (height, width) != size:
+        image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
+        pixels = np.asarray(image)
+    sides = [-(-side // MULTIPLE) * MULTIPLE for side in (height, width)]
+    batch = np.zeros((1, 3, *sides), dtype=np.uint8)
+    batch[0, :, :height, :width] = pixels.transpose(2, 0, 1)
+    return batch, np.array([[height, width]], dtype=np.int64)
+
+
+def _pixels(picture: Path | str | Image.Image | Array) -> NDArray[np.uint8]:
+    if isinstance(picture, str | Path):
+        with open_picture(picture) as image:
+            return to_rgb(image)
+    if isinstance(picture, Image.Image):
+        return to_rgb(picture)
+    known = isinstance(picture, np.ndarray) and picture.ndim == 3 and picture.shape[2] == 3
+    if known and picture.dtype == np.uint8 and picture.size:
+        return np.ascontiguousarray(picture)
+    raise InputError("picture: expected a file, a PIL picture or an RGB array [H, W, 3] uint8")
+
+
+def _open_onnx(path: Path, threads: int | None) -> tuple[Mapping[str, str], Any]:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise needs("onnxruntime", "onnx") from None
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads:
+        options.intra_op_num_threads = threads
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its own kinds, and RuntimeError
+        raise _damaged(path, "ONNX", error) from None
+
+    def run(*inputs: Array) -> tuple[Array, ...]:
+        names = [each.name for each in session.get_inputs()]
+        return tuple(session.run(list(OUTPUTS), dict(zip(names, inputs, strict=True))))
+
+    return session.get_modelmeta().custom_metadata_map, run
+
+
+def _open_ir(path: Path, threads: int | None) -> tuple[Mapping[str, str], Any]:
+    try:
+        import openvino
+    except ImportError:
+        raise needs("openvino", "openvino") from None
+    # Some processors would else compute in half precision.
+    options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
+    if threads:
+        options["INFERENCE_NUM_THREADS"] = threads
+    try:
+        core = openvino.Core()
+        model = core.read_model(path)
+        metadata = {}
+        if model.has_rt_info("brefine"):
+            info = model.get_rt_info("brefine")
+            metadata = {key: str(value) for key, value in info.value.items()}
+        compiled = core.compile_model(model, "CPU", options)
+    except Exception as error:  # RuntimeError, mostly
+        raise _damaged(path, "OpenVINO", error) from None
+
+    def run(*inputs: Array) -> tuple[Array, ...]:
+        found = compiled(list(inputs))
+        return tuple(found[name] for name in OUTPUTS)
+
+    return metadata, run
+
+
+def _damaged(path: Path, format: str, error: Exception) -> InputError:
+    reason = " ".join(str(error).split())[:200]
+    return InputError(f"{path}: damaged, or no {format} file ({reason})")

@@ -1,0 +1,406 @@
+"""Exported files: what they find is what the model finds; they need no torch; bad ones are told."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import openvino
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+import brefine
+from brefine import exported, weights
+from brefine.cli import main
+from brefine.data.toy import CATEGORIES
+from brefine.export import Graph, Parity, check, export, suppress
+from brefine.exported import Session
+from brefine.methods import create
+from brefine.metrics.calibration import Calibration
+from brefine.predict import Predictor
+from brefine.recipe import Recipe
+from brefine.structures import Images, InputError
+
+OPTIONS: dict[str, Any] = {
+    "backbone": "test_resnet",
+    "channels": 16,
+    "detector": {
+        "box_hidden": 32,
+        "detections": 10,
+        "candidates": [200, 100],
+        "proposals": [100, 50],
+        "norm": "batch",
+        "frozen_stages": 0,
+    },
+}
+SMALL = {"brefine": {"stages": 2, "num_convs": 1, "dilations": [1, 2]}, "mask_rcnn": {}}
+CALIBRATION = Calibration((0.0, 0.3, 1.0), (0.0, 0.6, 1.0))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Model folders whose scores and masks differ: the last layers have large weights."""
+    made = {}
+    for method, small in SMALL.items():
+        torch.manual_seed(1)
+        recipe = Recipe.parse(
+            {
+                "model": {"method": method, "options": {**OPTIONS, **small}},
+                "data": {"short_side": 96, "long_side": 128},
+                "train": {"steps": 1, "lr": 0.001},
+            },
+            "tiny",
+        )
+        model: Any = create(method, len(CATEGORIES), **recipe.model.options)
+        for layer, scale in (
+            (model.rpn.objectness, 20),
+            (model.rpn.deltas, 3),
+            (model.box_head.classes, 30),
+            (model.box_head.deltas, 100),
+            (model.mask_head.logits, 30),
+        ):
+            layer.weight.data *= scale
+        made[method] = tmp_path_factory.mktemp("models") / method
+        weights.save(
+            made[method],
+            model,
+            recipe,
+            CATEGORIES,
+            thresholds=[0.1, 0.2, 0.3, 0.4],
+            overall=0.25,
+            calibration=CALIBRATION,
+        )
+    return made
+
+
+Made = tuple[Path, Path, Parity]
+
+
+@pytest.fixture(scope="module")
+def exports(
+    folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Made]:
+    """Of a method the model folder, its ONNX file, and what the check said.
+
+    OpenVINO's files beside them are made of these, since exporting takes long.
+    """
+
+    @cache
+    def make(method: str) -> Made:
+        file = tmp_path_factory.mktemp("onnx") / "made" / "model.onnx"
+        parity = export(folders[method], file)
+        assert list(file.parent.iterdir()) == [file]
+        model = openvino.convert_model(file)
+        for entry in onnx.load(file).metadata_props:
+            model.set_rt_info(entry.value, ["brefine", entry.key])
+        openvino.save_model(model, file.with_suffix(".xml"), compress_to_fp16=False)
+        return folders[method], file, parity
+
+    return make
+
+
+@pytest.fixture(params=SMALL)
+def onnx_file(request: pytest.FixtureRequest, exports: Callable[[str], Made]) -> Made:
+    """One of them."""
+    return exports(request.param)
+
+
+@pytest.fixture(params=[".onnx", ".xml"])
+def pair(request: pytest.FixtureRequest, onnx_file: Made) -> tuple[Path, Path]:
+    """A model folder and an exported file."""
+    folder, file, _ = onnx_file
+    return folder, file.with_suffix(request.param)
+
+
+def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return np.array(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def iou(one: Any, other: Any) -> float:
+    rles = [{**each, "counts": each["counts"].encode()} for each in (one, other)]
+    return float(coco_mask.iou(rles[:1], rles[1:], [0])[0, 0])
+
+
+def test_export_checks_and_keeps(onnx_file: Made) -> None:
+    folder, file, parity = onnx_file
+    assert parity.good
+    assert parity.objects > 100
+    assert parity.box < 0.01
+    assert parity.iou > 0.999
+    model = onnx.load(file)
+    onnx.checker.check_model(model)
+    assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}
+    assert [(each.domain, each.version) for each in model.opset_import if not each.domain] == [
+        ("", 18)
+    ]
+    said = {entry.key: entry.value for entry in model.metadata_props}
+    assert json.loads(said["short_side"]) == 96
+    assert said["version"] == brefine.__version__
+    assert said["method"] == folder.name
+
+
+def test_finds_what_the_model_finds_in_batches_of_any_size(pair: tuple[Path, Path]) -> None:
+    folder, file = pair
+    model: Any = weights.load(folder).segmenter
+    session = Session(file, threads=1)
+    for size, count in (((64, 96), 1), ((96, 128), 3), ((128, 64), 2)):
+        pictures = [torch.from_numpy(noise(*size, seed)).permute(2, 0, 1) for seed in range(count)]
+        pictures[-1] = pictures[-1][:, :-9, :-5]  # padded, where it is not alone
+        images = Images.stack(pictures)
+        with torch.inference_mode():
+            expected = model.predict(images)
+        boxes, labels, scores, of, logits = session(
+            images.pixels.numpy(), images.sizes.numpy(), session.least
+        )
+        assert len(boxes) == sum(map(len, expected)) > 0
+        for i, one in enumerate(expected):
+            np.testing.assert_allclose(boxes[of == i], one.boxes.numpy(), atol=0.01)
+            assert labels[of == i].tolist() == one.labels.tolist()
+            np.testing.assert_allclose(scores[of == i], one.scores.numpy(), atol=1e-5)
+            np.testing.assert_allclose(logits[of == i], one.logits.numpy(), atol=1e-3)
+        best = float(scores.max())
+        one = session(
+            images.pixels.numpy(),
+            images.sizes.numpy(),
+            np.nextafter(np.float32(best), np.float32(-1)),
+        )
+        assert len(one[0]) == 1
+        assert float(one[2][0]) == best
+        none = session(images.pixels.numpy(), images.sizes.numpy(), 1.0)
+        assert [each.shape[0] for each in none] == [0] * 5
+
+
+def test_is_a_model_like_any_other(pair: tuple[Path, Path]) -> None:
+    folder, file = pair
+    plain, opened = brefine.load(folder, device="cpu"), brefine.load(file, device="cpu")
+    assert isinstance(opened, Predictor)
+    for name in ("categories", "short_side", "long_side", "thresholds", "overall", "calibration"):
+        assert getattr(opened, name) == getattr(plain, name), name
+    assert opened.calibration == CALIBRATION
+    for size in ((150, 200), (96, 70)):
+        expected, found = (p.records(noise(*size), 5) for p in (plain, opened))
+        assert len(expected) == len(found) > 0
+        for one, other in zip(expected, found, strict=True):
+            assert one["category_id"] == other["category_id"]
+            assert one["score"] == pytest.approx(other["score"], abs=1e-5)
+            assert one["bbox"] == pytest.approx(other["bbox"], abs=0.02)
+            assert iou(one["segmentation"], other["segmentation"]) > 0.99
+    with pytest.raises(InputError, match="exported model cannot be asked about given boxes"):
+        opened.given(noise(90, 90), plain(noise(90, 90)).instances)
+    margin = Predictor(opened.model, opened.categories, margin=0.1, device="cpu")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="exported model cannot be asked for a margin"):
+        margin(noise(90, 90))
+
+
+def test_cli_predicts_from_it(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    folder, file = pair
+    Image.fromarray(noise(80, 120)).save(tmp_path / "x.png")
+    found = []
+    for model in (folder, file):
+        out = tmp_path / model.name
+        given = ["predict", str(model), str(tmp_path / "x.png"), "--out", str(out)]
+        assert main([*given, "--save", "coco,idmap"]) == 0
+        found.append(json.loads((out / "predictions.json").read_text()))
+    assert len(found[0]) == len(found[1]) > 0
+    for one, other in zip(*found, strict=True):
+        assert one["score"] == pytest.approx(other["score"], abs=1e-5)
+
+
+WITHOUT_TORCH = """
+import json, sys
+
+class Nothing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "torchvision", "timm", "lightning"):
+            raise ImportError(name)
+
+sys.meta_path.insert(0, Nothing())
+import brefine.exported
+model = brefine.exported.load(sys.argv[1], threads=1)
+print(json.dumps(model(sys.argv[2], image_id=7)))
+assert "torch" not in sys.modules
+"""
+
+
+def test_needs_no_torch(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    folder, file = pair
+    picture = tmp_path / "x.png"
+    Image.fromarray(noise(150, 210)).save(picture)
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(file), str(picture)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads(ran.stdout)
+    expected = brefine.load(folder, device="cpu").records(picture, 7)
+    assert len(expected) > 0
+    # Resized by Pillow, pixels differ by one grey value at most: most objects are hardly moved.
+    near = [
+        any(
+            one["category_id"] == other["category_id"]
+            and one["image_id"] == other["image_id"] == 7
+            and np.abs(np.subtract(one["bbox"], other["bbox"])).max() < 2
+            and abs(one["score"] - other["score"]) < 0.02
+            and iou(one["segmentation"], other["segmentation"]) > 0.9
+            for other in found
+        )
+        for one in expected
+    ]
+    assert np.mean(near) >= 0.8
+    # Unresized there is no difference at all.
+    square = noise(96, 128)
+    same = exported.load(file, threads=1)(square, 7)
+    plain = brefine.load(folder, device="cpu").records(square, 7)
+    assert len(same) == len(plain)
+    for one, other in zip(plain, same, strict=True):
+        assert one["bbox"] == pytest.approx(other["bbox"], abs=0.02)
+        assert iou(one["segmentation"], other["segmentation"]) > 0.99
+
+
+def test_takes_any_picture(pair: tuple[Path, Path]) -> None:
+    model = exported.load(pair[1], threads=1)
+    array = noise(70, 90)
+    first = model(array)
+    assert first
+    assert first[0]["image_id"] == "picture"
+    assert model(Image.fromarray(array)) == first
+    assert model(array[::-1][::-1]) == first
+    assert len(model(array, threshold=0.0)) >= len(first)
+    assert model(array, threshold=1.0) == []
+    for strange in (array[:, :, :2], array.astype(float), None):
+        with pytest.raises(InputError, match="expected a file, a PIL picture or an RGB array"):
+            model(strange)  # type: ignore[arg-type]
+
+
+def test_check_refuses_another_model(exports: Callable[[str], Made]) -> None:
+    folder, file, _ = exports("brefine")
+    model: Any = weights.load(folder).segmenter
+    session = Session(file, threads=1)
+    assert check(model, session, 96).good
+    assert model.box_head.score_threshold == 0.05
+    kept = model.mask_head.logits.bias.data.clone()
+    # A tenth of the spread of the logits shifts outlines, and nothing else.
+    model.mask_head.logits.bias.data += 0.1
+    masks = check(model, session, 96)
+    assert not masks.good
+    assert masks.box < 0.01
+    model.mask_head.logits.bias.data = kept
+    model.box_head.deltas.bias.data += 0.01
+    assert not check(model, session, 96).good
+
+
+class Program:
+    """A file exported earlier, as torch.onnx hands one over."""
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.model = file, SimpleNamespace(metadata_props={})
+
+    def save(self, path: Path, external_data: bool) -> None:
+        shutil.copy(self.file, path)
+
+
+def test_a_file_that_fails_is_not_kept(
+    exports: Callable[[str], Made],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder, file, _ = exports("brefine")
+    other: Any = weights.load(folder)
+    other.segmenter.box_head.deltas.bias.data += 0.1
+    monkeypatch.setattr("brefine.export.weights.load", lambda _: other)
+    monkeypatch.setattr("brefine.export.to_onnx", lambda _: Program(file))
+    for format, name in (("onnx", "model.onnx"), ("openvino", "model.xml")):
+        out = tmp_path / "out" / name
+        with pytest.raises(InputError, match=r"not written: it does not find what .* finds"):
+            export(folder, out, format)
+        assert list(out.parent.iterdir()) == []
+
+
+def test_suppress_is_class_by_class() -> None:
+    boxes = torch.tensor([[[0.0, 0, 10, 10], [1, 0, 11, 10], [20, 0, 30, 10], [0, 0, 10, 9]]])
+    scores = torch.tensor([[[0.5, 0.9, 0.3, 0.0], [0.8, 0.1, 0.0, 0.4]]])
+    found = suppress(boxes, scores, 0.5, torch.tensor([0.05]))
+    assert sorted(map(tuple, found.tolist())) == [(0, 0, 1), (0, 0, 2), (0, 1, 0)]
+    assert suppress(boxes, scores, 0.5, torch.tensor([1.0])).shape == (0, 3)
+
+
+@pytest.mark.parametrize("method", SMALL)
+def test_graph_is_predict(folders: dict[str, Path], method: str) -> None:
+    model: Any = weights.load(folders[method]).segmenter
+    images = Images.stack(
+        [torch.from_numpy(noise(64, 96, seed)).permute(2, 0, 1) for seed in range(2)]
+    )
+    with torch.inference_mode():
+        expected = model.predict(images)
+        least = torch.tensor([model.box_head.score_threshold])
+        boxes, labels, scores, of, logits = Graph(model)(images.pixels, images.sizes, least)
+    for i, one in enumerate(expected):
+        torch.testing.assert_close(boxes[of == i], one.boxes)
+        assert torch.equal(labels[of == i], one.labels)
+        torch.testing.assert_close(scores[of == i], one.scores)
+        torch.testing.assert_close(logits[of == i], one.logits, atol=1e-4, rtol=1e-4)
+
+
+def test_bad_input_is_one_line(
+    exports: Callable[[str], Made],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder, file, _ = exports("brefine")
+
+    def fails(text: str, *arguments: Any) -> None:
+        before = sorted(tmp_path.rglob("*"))
+        assert main([str(each) for each in arguments]) == 2
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 1, lines
+        assert lines[0].startswith("error: ")
+        assert text in lines[0]
+        assert sorted(tmp_path.rglob("*")) == before
+
+    fails("no such model folder", "export", tmp_path / "none")
+    fails("--out NAME.onnx", "export", folder, "--out", tmp_path / "x.pt")
+    fails("--out NAME.xml", "export", folder, "--format", "openvino", "--out", tmp_path / "x.onnx")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.onnx").mkdir()
+    fails("cannot write", "export", folder, "--out", tmp_path / "file" / "x.onnx")
+    fails("a folder is in the way", "export", folder, "--out", tmp_path / "folder.onnx")
+    Image.fromarray(noise(20, 20)).save(tmp_path / "x.png")
+    predict = ("predict", tmp_path / "x.png", "--out", tmp_path / "out")
+    content = file.read_bytes()
+    (tmp_path / "cut.onnx").write_bytes(content[: len(content) // 2])
+    (tmp_path / "noise.onnx").write_bytes(b"not a model")
+    (tmp_path / "noise.xml").write_text("<net>")
+    foreign = onnx.load(file)
+    foreign.ClearField("metadata_props")
+    onnx.save(foreign, tmp_path / "foreign.onnx")
+    for name, text in (
+        ("none.onnx", "no such file"),
+        ("none.xml", "no such file"),
+        ("cut.onnx", "damaged"),
+        ("noise.onnx", "damaged"),
+        ("noise.xml", "damaged"),
+        ("foreign.onnx", "not written by brefine"),
+    ):
+        fails(text, predict[0], tmp_path / name, *predict[1:])
+    for package, command in (
+        ("onnxscript", ("export", folder, "--out", tmp_path / "y.onnx")),
+        ("openvino", ("export", folder, "--format", "openvino", "--out", tmp_path / "y.xml")),
+    ):
+        monkeypatch.setattr(
+            "brefine.export.find_spec", lambda name, package=package: name != package or None
+        )
+        fails(f"{package} is not installed: pip install 'brefine[", *command)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    fails("pip install 'brefine[onnx]'", predict[0], file, *predict[1:])
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    (tmp_path / "z.xml").write_text("<net>")
+    fails("pip install 'brefine[openvino]'", predict[0], tmp_path / "z.xml", *predict[1:])
