@@ -15,6 +15,7 @@ from brefine.data.transforms import resize
 from brefine.exported import FORMATS
 from brefine.metrics.calibration import IDENTITY, Calibration
 from brefine.parts.boxes import clip
+from brefine.parts.inference import prepare
 from brefine.parts.masks import to_records
 from brefine.progress import track
 from brefine.results import Result, of_records
@@ -87,8 +88,10 @@ class Predictor:
             return cls._exported(Path(folder), device)
         model = weights.load(folder)
         data = model.recipe.data
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        segmenter = cast(nn.Module, model.segmenter)
         return cls(
-            cast(nn.Module, model.segmenter),
+            prepare(segmenter) if device.type == "cpu" else segmenter,
             model.categories,
             short_side=data.short_side[-1],
             long_side=data.long_side,
