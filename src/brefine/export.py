@@ -30,8 +30,8 @@ from brefine.exported import FORMATS, OUTPUTS, Session, needs
 from brefine.files import replacing
 from brefine.formats.polygons import iou
 from brefine.header import describe_classes, describe_scores
-from brefine.parts import box_head, rpn
 from brefine.parts import boxes as B
+from brefine.parts import rpn
 from brefine.parts.masks import paste
 from brefine.parts.two_stage import TwoStage
 from brefine.progress import track
@@ -71,21 +71,24 @@ class Graph(nn.Module):
             least: ``[1]``, score above which an object is detected.
         """
         model = self.model
-        features = model.trunk(Images(pixels, sizes))
+        features = model.features(Images(pixels, sizes))
         limit = sizes.flip(1).repeat(1, 2).float()[:, None]  # [B, 1, 4]
         proposals = self._propose(features, limit)
         boxes, labels, scores, there = self._detect(features, proposals, limit, least)
         image, row = there.nonzero().unbind(1)
         boxes, labels, scores = boxes[image, row], labels[image, row], scores[image, row]
         rows = torch.cat([image[:, None].float(), boxes], 1)
-        return boxes, labels, scores, image, model.mask_head(features, rows, labels)
+        logits = model.mask_head(features, rows, labels)
+        quality = model.quality(features, rows, labels, logits)
+        scores = scores if quality is None else scores * quality
+        return boxes, labels, scores, image, logits
 
     def _propose(self, features: Sequence[Tensor], limit: Tensor) -> Tensor:
         """Proposals ``[B, P, 4]``, best first; missing ones are zero boxes."""
         net = self.model.rpn
         most = net.candidates[1]
         boxes, scores = [], []
-        for anchor, logit, delta in zip(*net(features), strict=True):
+        for anchor, logit, delta in zip(*net(features[: len(net.strides)]), strict=True):
             # Coarse levels may have less anchors than candidates: filled up, k is a constant.
             filling = logit.new_full((1, most), -torch.inf).expand(logit.shape[0], -1)
             score, index = torch.cat([logit, filling], 1).topk(most, 1)
@@ -113,10 +116,8 @@ class Graph(nn.Module):
         count, classes = proposals.shape[1], head.num_classes
         image = torch.arange(proposals.shape[0])[:, None, None].expand(-1, count, -1).float()
         rows = torch.cat([image, proposals], 2).flatten(0, 1)
-        logits, deltas = head(features, rows)
-        scores = logits.sigmoid() if head.ranking else logits.softmax(1)[:, :-1]
-        boxes = B.decode(deltas, rows[:, None, 1:], box_head.DELTA_WEIGHTS)
-        boxes = torch.minimum(boxes.reshape(-1, count, classes, 4).clamp(min=0), limit[:, None])
+        scores, boxes = head.score(features, rows, limit.expand(-1, count, -1).flatten(0, 1))
+        boxes = boxes.reshape(-1, count, classes, 4)
         scores = scores.reshape(-1, count, classes)  # [B, P, K]
         there = (proposals[..., 2:] > proposals[..., :2]).all(-1)[..., None]
         good = (scores > least) & (boxes[..., 2:] - boxes[..., :2] >= 1e-2).all(-1) & there

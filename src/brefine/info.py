@@ -104,8 +104,11 @@ def count(
     model.eval()
     channels = model.rpn.conv.in_channels
     levels = [torch.zeros(1, channels, 8, 8) for _ in Backbone.strides]
+    if model.branch is not None:
+        levels.append(model.branch(levels)[0])
     roi = torch.tensor([[0.0, 0, 0, 32, 32]])
-    box = _macs(model.box_head, levels, roi)
+    box_head = cast(nn.Module, model.box_head)
+    box = _macs(box_head, levels, roi)
     label = torch.zeros(1, dtype=torch.int64)
     mask = _macs(model.mask_head, levels, roi, label)
 
@@ -119,10 +122,15 @@ def count(
         torch.zeros(1, channels, -(-height // s), -(-width // s), device="meta")
         for s in Backbone.strides
     ]
+    branch = []
+    if model.branch is not None:
+        model.branch.to("meta")
+        branch = _parts("branch", model.branch, _macs(model.branch, levels), 1)
     return [
         *_parts("trunk", model.trunk, trunk, 1),
         *_parts("rpn", model.rpn, _macs(model.rpn, levels), 1),
-        *_parts("box_head", model.box_head, box, proposals),
+        *branch,
+        *_parts("box_head", box_head, box, proposals),
         *_parts("mask_head", model.mask_head, mask, detections),
     ]
 

@@ -144,10 +144,16 @@ class FusionMaskHead(nn.Module):
         return logits
 
     def loss(
-        self, features: Sequence[Tensor], rois: Tensor, labels: Tensor, truth: Truth
-    ) -> Tensor:
+        self,
+        features: Sequence[Tensor],
+        rois: Tensor,
+        labels: Tensor,
+        truth: Truth,
+        stage: int = 0,
+    ) -> dict[str, Tensor]:
         """Mask loss of each RoI at the last stage, ``[R]``."""
-        return self.criterion(self(features, rois, labels), truth(self.output_size))
+        logits = self(features, rois, labels)
+        return {"mask": self.criterion(logits, truth(self.output_size))}
 
 
 class ResidualAware(nn.Module):

@@ -83,6 +83,7 @@ class FCNMaskHead(nn.Module):
         loss: Callable[[Tensor, Tensor], Tensor] = MASK_LOSSES["bce"],
         convention: Convention = CONVENTIONS["detectron"],
         finest: float = 56.0,
+        pool: roi.Pool | None = None,
     ) -> None:
         super().__init__()
         doublings = (output_size // input_size).bit_length() - 1
@@ -91,8 +92,9 @@ class FCNMaskHead(nn.Module):
                 f"output_size {output_size} must be input_size {input_size} times 1, 2, 4, ..."
             )
         self.input_size, self.output_size = input_size, output_size
-        self.num_levels = 4 if levels == "all" else 1
-        self.criterion, self.convention, self.finest = loss, convention, finest
+        strides = Backbone.strides[: 4 if levels == "all" else 1]
+        self.pool = pool or roi.Pooling(strides, convention, finest)
+        self.criterion = loss
         self.convs = nn.ModuleList(conv3x3(channels) for _ in range(num_convs))
         upsample = [nn.ConvTranspose2d(channels, channels, 2, stride=2) for _ in range(doublings)]
         for layer in upsample:
@@ -105,24 +107,30 @@ class FCNMaskHead(nn.Module):
 
     def forward(self, features: Sequence[Tensor], rois: Tensor, labels: Tensor) -> Tensor:
         """Logits ``[R, output_size, output_size]`` of the class ``labels [R]``."""
-        strides = Backbone.strides[: self.num_levels]
-        x = roi.pool(
-            features[: self.num_levels],
-            rois,
-            self.input_size,
-            strides,
-            self.convention,
-            finest=self.finest,
-        )
+        x = self.convolve(self.pool(features, rois, self.input_size))
+        return self.finish(x, labels)
+
+    def convolve(self, x: Tensor) -> Tensor:
+        """The 3x3 convolutions, ``[R, C, input_size, input_size]`` in and out."""
         for conv in self.convs:
             x = F.relu(conv(x), inplace=True)
+        return x
+
+    def finish(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Logits from what `convolve` gives."""
         for deconv in self.upsample:
             x = F.relu(deconv(x), inplace=True)
         logits: Tensor = self.logits(x, labels)
         return logits
 
     def loss(
-        self, features: Sequence[Tensor], rois: Tensor, labels: Tensor, truth: Truth
-    ) -> Tensor:
+        self,
+        features: Sequence[Tensor],
+        rois: Tensor,
+        labels: Tensor,
+        truth: Truth,
+        stage: int = 0,
+    ) -> dict[str, Tensor]:
         """Mask loss of each RoI, ``[R]``."""
-        return self.criterion(self(features, rois, labels), truth(self.output_size))
+        logits = self(features, rois, labels)
+        return {"mask": self.criterion(logits, truth(self.output_size))}

@@ -94,6 +94,62 @@ def crop(
     return result if soft else (result >= 0.5).float()
 
 
+@torch.no_grad()
+def read_points(masks: Bitmaps, points: Tensor, index: Tensor) -> Tensor:
+    """Masks read bilinearly at points, zeros outside.
+
+    Args:
+        masks: N masks in a frame.
+        points: ``[R, P, 2]`` (x, y) in pixels of that frame.
+        index: ``[R]`` int64, which mask each row of points is read from.
+
+    Returns:
+        ``[R, P]`` float32, 0..1.
+    """
+    # All windows in one line of pixels, behind a zero for what lies outside of them.
+    line = torch.cat([points.new_zeros(1), *(w.flatten().to(points) for w in masks.windows)])
+    sizes = torch.tensor([w.shape[::-1] for w in masks.windows], device=points.device)
+    sizes = sizes.reshape(-1, 2)
+    starts = (sizes.prod(1).cumsum(0) - sizes.prod(1) + 1)[index, None]
+    place = points - 0.5 - masks.origins.to(points)[index, None]
+    low = place.floor()
+    share = place - low
+    size = sizes[index, None]
+    value = points.new_zeros(points.shape[:2])
+    for x, y in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        pixel = low.long() + torch.tensor([x, y], device=points.device)
+        inside = ((pixel >= 0) & (pixel < size)).all(2)
+        at = torch.where(inside, starts + pixel[..., 1] * size[..., 0] + pixel[..., 0], 0)
+        weight = (share[..., 0] if x else 1 - share[..., 0]) * (
+            share[..., 1] if y else 1 - share[..., 1]
+        )
+        value += line[at] * weight
+    return value
+
+
+@torch.no_grad()
+def share_inside(masks: Bitmaps, boxes: Tensor, index: Tensor, frame: tuple[int, int]) -> Tensor:
+    """The share of a mask's pixels that lies inside a box, ``[R]``.
+
+    Args:
+        masks: N masks in a frame.
+        boxes: ``[R, 4]`` xyxy pixels of that frame; cut to it, then to whole pixels.
+        index: ``[R]`` int64, which mask each box is compared with.
+        frame: (height, width).
+    """
+    limit = torch.tensor([frame[1], frame[0]] * 2, device=boxes.device)
+    low, high = torch.minimum(boxes.clamp(min=0), limit).long().view(-1, 2, 2).unbind(1)
+    high = torch.maximum(high, low + 1)
+    origin = masks.origins.to(boxes.device)[index]
+    cuts = torch.cat([low - origin, high - origin], 1).clamp(min=0).tolist()
+    areas = [int(window.sum()) for window in masks.windows]
+    shares = [
+        int(masks.windows[i][y1:y2, x1:x2].sum()) / max(1, areas[i])
+        for i, (x1, y1, x2, y2) in zip(index.tolist(), cuts, strict=True)
+    ]
+    return boxes.new_tensor(shares)
+
+
 def _taps(
     sides: Tensor,
     first: Tensor,

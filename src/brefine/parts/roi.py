@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -73,6 +74,30 @@ def pool(
     # is that of the RoIs, which it would not of the parts'.
     place = here.flatten().cumsum(0).view(here.shape).gather(0, of[None])[0] - 1
     return torch.cat(parts)[place]
+
+
+#: ``(features, rois, size)`` to ``[R, C, size, size]``: how a head reads the pyramid
+Pool = Callable[[Sequence[Tensor], Tensor, int], Tensor]
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """`pool` from the first levels of a pyramid, by rules that stay the same.
+
+    Attributes:
+        strides: of the levels that are read.
+        convention: see `pool`.
+        finest: see `level`.
+    """
+
+    strides: Sequence[int]
+    convention: Convention
+    finest: float = 56.0
+
+    def __call__(self, features: Sequence[Tensor], rois: Tensor, size: int) -> Tensor:
+        """``[R, C, size, size]``."""
+        levels = features[: len(self.strides)]
+        return pool(levels, rois, size, self.strides, self.convention, finest=self.finest)
 
 
 def align(feature: Tensor, rois: Tensor, size: int, scale: float, convention: Convention) -> Tensor:

@@ -28,6 +28,7 @@ class RPN(nn.Module):
         samples: anchors a picture for BCE, at most half of them positive; None: all.
         candidates: best-scored anchors a level that enter NMS, (training, prediction).
         proposals: kept after NMS a picture, (training, prediction).
+        scale: side of the square anchor in cells.
     """
 
     def __init__(
@@ -41,11 +42,12 @@ class RPN(nn.Module):
         samples: int | None = 256,
         candidates: tuple[int, int] = (2000, 1000),
         proposals: tuple[int, int] = (1000, 1000),
+        scale: float = 8.0,
     ) -> None:
         super().__init__()
         self.strides, self.convention = tuple(strides), convention
         self.ranking, self.delta, self.samples = ranking, delta, samples
-        self.candidates, self.proposals = candidates, proposals
+        self.candidates, self.proposals, self.scale = candidates, proposals, scale
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
         self.objectness = nn.Conv2d(channels, 3, 1)
         self.deltas = nn.Conv2d(channels, 12, 1)
@@ -61,6 +63,7 @@ class RPN(nn.Module):
             [feature.shape[-2:] for feature in features],
             self.strides,
             features[0].device,
+            scale=self.scale,
             rounded=self.convention.round_anchors,
         )
         logits, deltas = [], []

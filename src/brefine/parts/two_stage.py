@@ -12,23 +12,85 @@ from torch import Tensor, nn
 from brefine import losses
 from brefine.parts import roi
 from brefine.parts.backbone import Backbone
-from brefine.parts.box_head import BoxHead
-from brefine.parts.boxes import CONVENTIONS, enlarge
-from brefine.parts.masks import crop
+from brefine.parts.box_head import DELTA_WEIGHTS, Boxes, BoxHead, Round, detect
+from brefine.parts.boxes import CONVENTIONS, Convention, enlarge
+from brefine.parts.masks import crop, read_points, share_inside
 from brefine.parts.rpn import RPN
-from brefine.structures import Images, Instances
-
-#: gives the true masks of the RoIs at a side of S cells: ``[R, S, S]`` float
-Truth = Callable[[int], Tensor]
+from brefine.structures import Bitmaps, Images, Instances
 
 CHUNK = 2**22  # numbers a layer of the mask head makes at once in prediction: fits a CPU's cache
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The true masks of RoIs, cut out as a mask head wants them.
+
+    Attributes:
+        rows: ``[R, 5]`` RoIs.
+        index: ``[R]`` int64, each RoI's object within its picture.
+        targets: labels of each picture.
+        convention: see ``boxes.Convention``.
+    """
+
+    rows: Tensor
+    index: Tensor
+    targets: Sequence[Instances]
+    convention: Convention
+
+    def __call__(self, side: int) -> Tensor:
+        """``[R, side, side]`` float, on a grid that spans the RoIs."""
+        aligned, soft = self.convention.aligned, self.convention.soft_masks
+        return self._fill(
+            self.rows.new_zeros(len(self.rows), side, side),
+            lambda target, masks, here: crop(
+                masks,
+                self.rows[here, 1:],
+                self.index[here],
+                side,
+                target.size,
+                aligned=aligned,
+                soft=soft,
+            ),
+        )
+
+    def at(self, points: Tensor) -> Tensor:
+        """``[R, P]`` in 0..1 at points ``[R, P, 2]`` (x, y) in 0..1 of each RoI."""
+        corner, size = self.rows[:, None, 1:3], self.rows[:, None, 3:] - self.rows[:, None, 1:3]
+        place = corner + points * size
+        return self._fill(
+            points.new_zeros(points.shape[:2]),
+            lambda target, masks, here: read_points(masks, place[here], self.index[here]),
+        )
+
+    def share(self) -> Tensor:
+        """``[R]``, the share of each object's pixels that lies inside its RoI."""
+        return self._fill(
+            self.rows.new_zeros(len(self.rows)),
+            lambda target, masks, here: share_inside(
+                masks, self.rows[here, 1:], self.index[here], target.size
+            ),
+        )
+
+    @torch.no_grad()
+    def _fill(self, result: Tensor, read: Callable[[Instances, Bitmaps, Tensor], Tensor]) -> Tensor:
+        """``result`` with the rows of each picture that has masks filled by ``read``."""
+        for i, target in enumerate(self.targets):
+            here = (self.rows[:, 0] == i).nonzero()[:, 0]
+            if len(here) and target.masks is not None:
+                result[here] = read(target, target.masks, here)
+        return result
 
 
 class MaskHead(Protocol):
     """A mask head receives the whole pyramid and the boxes, and pools for itself.
 
+    It may have ``quality(features, rois, labels, logits)``: how good these masks are, ``[R]``;
+    scores of detections are multiplied with it.
+
     Attributes:
         output_size: S, the side of its logits.
+        numbers: optional, that its widest layer makes of one RoI; else C x S x S. Prediction
+            takes as many RoIs at a time as a CPU's cache holds.
     """
 
     output_size: int
@@ -38,9 +100,29 @@ class MaskHead(Protocol):
         ...
 
     def loss(
-        self, features: Sequence[Tensor], rois: Tensor, labels: Tensor, truth: Truth
-    ) -> Tensor:
-        """One loss a RoI, ``[R]``; TwoStage averages them (eq. 6)."""
+        self,
+        features: Sequence[Tensor],
+        rois: Tensor,
+        labels: Tensor,
+        truth: Truth,
+        stage: int = 0,
+    ) -> dict[str, Tensor]:
+        """Losses by name, one value a RoI, ``[R]``; TwoStage averages them (eq. 6).
+
+        ``stage`` counts the rounds of the box head; there is more than one only in a cascade.
+        """
+        ...
+
+
+class Branch(Protocol):
+    """A part beside the RPN that adds one map to the pyramid, for the heads to pool from."""
+
+    def __call__(self, pyramid: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """The map ``[B, C, h, w]``, and what its own loss is of."""
+        ...
+
+    def loss(self, output: Tensor, targets: Sequence[Instances]) -> dict[str, Tensor]:
+        """Its own losses by name, scalars."""
         ...
 
 
@@ -60,6 +142,7 @@ class Detector:
         rpn_weight: of the whole RPN term when ranking (the paper's w; inside L^1, as printed,
             the balance would cancel it).
         rpn_samples: anchors a picture for the unranked RPN loss; None: all.
+        anchor_scale: side of the square anchor in cells of its level.
         candidates: anchors a level that enter the RPN's NMS, (training, prediction).
         proposals: kept a picture, (training, prediction).
         roi_samples: RoIs a picture for the unranked box loss; None: all.
@@ -82,6 +165,7 @@ class Detector:
     balance_floor: float = 0.0
     rpn_weight: float = 0.2
     rpn_samples: int | None = 256
+    anchor_scale: float = 8.0
     candidates: tuple[int, int] = (2000, 1000)
     proposals: tuple[int, int] = (1000, 1000)
     roi_samples: int | None = 512
@@ -91,6 +175,41 @@ class Detector:
     score_threshold: float = 0.05
     nms: float = 0.5
     detections: int = 100
+
+
+def box_head(
+    channels: int,
+    num_classes: int,
+    ranking: bool,
+    detector: Detector,
+    *,
+    agnostic: bool = False,
+    delta_weights: Sequence[float] = DELTA_WEIGHTS,
+    iou: float = 0.5,
+    beta: float | None = None,
+    pool: roi.Pool | None = None,
+) -> BoxHead:
+    """A box head with a detector's options; the other arguments are those of ``BoxHead``."""
+    return BoxHead(
+        channels,
+        num_classes,
+        Backbone.strides[:4],
+        CONVENTIONS[detector.convention],
+        ranking=ranking,
+        delta=detector.delta,
+        samples=detector.roi_samples,
+        hidden=detector.box_hidden,
+        finest=detector.finest,
+        add_truth=detector.add_truth,
+        agnostic=agnostic,
+        delta_weights=delta_weights,
+        iou=iou,
+        beta=beta,
+        pool=pool,
+        score_threshold=detector.score_threshold,
+        nms=detector.nms,
+        detections=detector.detections,
+    )
 
 
 class TwoStage(nn.Module):
@@ -106,7 +225,11 @@ class TwoStage(nn.Module):
         channels: of the pyramid.
         ranking: see above.
         detector: everything else.
+        boxes: a box head, see ``Boxes``; None: the one of `box_head`.
+        branch: see ``Branch``.
     """
+
+    box_head: Boxes
 
     def __init__(
         self,
@@ -117,6 +240,8 @@ class TwoStage(nn.Module):
         channels: int,
         ranking: bool,
         detector: Detector,
+        boxes: Boxes | None = None,
+        branch: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.num_classes, self.ranking, self.detector = num_classes, ranking, detector
@@ -138,22 +263,10 @@ class TwoStage(nn.Module):
             samples=detector.rpn_samples,
             candidates=detector.candidates,
             proposals=detector.proposals,
+            scale=detector.anchor_scale,
         )
-        self.box_head = BoxHead(
-            channels,
-            num_classes,
-            self.trunk.strides[:4],
-            convention,
-            ranking=ranking,
-            delta=detector.delta,
-            samples=detector.roi_samples,
-            hidden=detector.box_hidden,
-            finest=detector.finest,
-            add_truth=detector.add_truth,
-            score_threshold=detector.score_threshold,
-            nms=detector.nms,
-            detections=detector.detections,
-        )
+        self.branch = branch
+        self.box_head = boxes or box_head(channels, num_classes, ranking, detector)
         self.mask_head = mask_head
 
     def loss(self, images: Images, targets: Sequence[Instances]) -> dict[str, Tensor]:
@@ -163,42 +276,60 @@ class TwoStage(nn.Module):
             images: the batch.
             targets: boxes, labels and masks of each picture; none is legal.
         """
-        features = self.trunk(images)
+        features: Sequence[Tensor] = self.trunk(images)
         proposed: tuple[list[Tensor], list[Tensor], list[Tensor]] = self.rpn(features)
         rpn_named, rpn_box = self.rpn.loss(*proposed, targets)
+        weight = self.detector.rpn_weight if self.ranking else 1.0
+        named = self._balance(rpn_named, [{"rpn_box": rpn_box}], weight)
+        if self.branch is not None:
+            branch = cast(Branch, self.branch)
+            more, output = branch(features)
+            features = [*features, more]
+            named |= branch.loss(output, targets)
         proposals = self.rpn.propose(*proposed, images.sizes, training=True)
-        rois = self.box_head.sample(proposals, targets)
-        cls_named, box, scores = self.box_head.loss(features, rois)
-        positive = self._mask_rois(rois.labels)
-        mask = cast(MaskHead, self.mask_head).loss(
-            features,
-            rois.rows[positive],
-            rois.labels[positive],
-            lambda side: self._truth(rois.rows[positive], rois.index[positive], targets, side),
-        )
-        if not self.ranking:
-            mask = losses.weighted_mean(mask, torch.ones_like(mask))
-            return {**rpn_named, "rpn_box": rpn_box, **cls_named, "box": box, "mask": mask}
-        mask = losses.weighted_mean(mask, scores[positive])
-        floor, weight = self.detector.balance_floor, self.detector.rpn_weight
-        rpn_ranking = sum(rpn_named.values(), rpn_box.new_zeros(()))
-        ranking = sum(cls_named.values(), box.new_zeros(()))
-        return {
-            **{name: weight * value for name, value in rpn_named.items()},
-            "rpn_box": weight * losses.balance(rpn_ranking, rpn_box, floor=floor),
-            **cls_named,
-            "box": losses.balance(ranking, box, floor=floor),
-            "mask": losses.balance(ranking, mask, floor=floor),
-            # balanced losses always read L_RS, so the raw ones tell what is learnt
-            "raw_rpn_box": rpn_box.detach(),
-            "raw_box": box.detach(),
-            "raw_mask": mask.detach(),
-        }
+        rounds = self.box_head.rounds(features, proposals, targets)
+        for stage, each in enumerate(rounds):
+            tasks = [{"box": each.box}, self._learn_masks(features, each, targets, stage)]
+            prefix = f"stage{stage}_" if len(rounds) > 1 else ""
+            named |= self._balance(each.classes, tasks, each.weight, prefix)
+        return named
+
+    def _learn_masks(
+        self, features: Sequence[Tensor], each: Round, targets: Sequence[Instances], stage: int
+    ) -> dict[str, Tensor]:
+        """Mask losses of a round by name, scalars."""
+        positive = self._mask_rois(each.rois.labels)
+        rows, labels = each.rois.rows[positive], each.rois.labels[positive]
+        truth = Truth(rows, each.rois.index[positive], targets, self.convention)
+        learnt = cast(MaskHead, self.mask_head).loss(features, rows, labels, truth, stage)
+        weights = each.scores[positive] if self.ranking else rows.new_ones(len(rows))
+        return {name: losses.weighted_mean(value, weights) for name, value in learnt.items()}
+
+    def _balance(
+        self,
+        classes: dict[str, Tensor],
+        tasks: Sequence[dict[str, Tensor]],
+        weight: float = 1.0,
+        prefix: str = "",
+    ) -> dict[str, Tensor]:
+        """Losses by name; when ranking, each task is scaled by eq. 5 and has its first name."""
+        named = dict(classes)
+        raw: dict[str, Tensor] = {}
+        ranking = torch.stack(list(classes.values())).sum()
+        for task in tasks:
+            if self.ranking:
+                # balanced losses always read L_RS, so the raw ones tell what is learnt
+                raw |= {f"raw_{prefix}{name}": value.detach() for name, value in task.items()}
+                whole = torch.stack(list(task.values())).sum()
+                floor = self.detector.balance_floor
+                task = {next(iter(task)): losses.balance(ranking, whole, floor=floor)}
+            named |= task
+        return {prefix + name: weight * value for name, value in named.items()} | raw
 
     def features(self, images: Images) -> Sequence[Tensor]:
-        """The pyramid, to predict from it more than once."""
+        """The pyramid and what the branch adds, to predict from it more than once."""
         features: Sequence[Tensor] = self.trunk(images)
-        return features
+        return features if self.branch is None else [*features, self.branch(features)[0]]
 
     def predict(
         self,
@@ -216,25 +347,44 @@ class TwoStage(nn.Module):
             features: of this batch, by `features`, if they are there already.
             margin: share of a box's sides by which the RoI of its mask is larger, on every side.
         """
-        features = self.trunk(images) if features is None else features
+        features = self.features(images) if features is None else features
+        asked = given is not None
         if given is None:
-            proposed: tuple[list[Tensor], list[Tensor], list[Tensor]] = self.rpn(features)
+            pyramid = features[: len(Backbone.strides)]
+            proposed: tuple[list[Tensor], list[Tensor], list[Tensor]] = self.rpn(pyramid)
             proposals = self.rpn.propose(*proposed, images.sizes, training=False)
-            given = self.box_head.detect(features, proposals, images.sizes)
+            given = detect(self.box_head, features, proposals, images.sizes)
         rows = roi.rows([enlarge(instances.boxes, margin) for instances in given])
         labels = torch.cat([instances.labels for instances in given])
         logits = self._masks(features, rows, labels)
-        parts = torch.split(logits, [len(instances) for instances in given])
-        return [
-            replace(inst, logits=part, margin=margin)
-            for inst, part in zip(given, parts, strict=True)
-        ]
+        quality = None if asked else self.quality(features, rows, labels, logits)
+        counts, found, start = [len(instances) for instances in given], [], 0
+        for instances, count in zip(given, counts, strict=True):
+            mine = slice(start, start + count)
+            found.append(replace(instances, logits=logits[mine], margin=margin))
+            if quality is not None and instances.scores is not None:
+                scores = instances.scores * quality[mine]
+                best = scores.sort(descending=True, stable=True).indices
+                found[-1] = replace(found[-1], scores=scores)[best]
+            start += count
+        return found
+
+    def quality(
+        self, features: Sequence[Tensor], rows: Tensor, labels: Tensor, logits: Tensor
+    ) -> Tensor | None:
+        """What the mask head says of its masks, ``[R]`` in 0..1; None: it says nothing."""
+        judge = getattr(self.mask_head, "quality", None)
+        if judge is None:
+            return None
+        judged: Tensor = judge(features, rows, labels, logits).float().clamp(0, 1)
+        return judged
 
     def _masks(self, features: Sequence[Tensor], rows: Tensor, labels: Tensor) -> Tensor:
         """Mask logits ``[R, S, S]``, a few RoIs at a time."""
         side = cast(MaskHead, self.mask_head).output_size
+        numbers = getattr(self.mask_head, "numbers", features[0].shape[1] * side * side)
         cells = CHUNK if rows.device.type == "cpu" else 64 * CHUNK
-        count = max(1, cells // (features[0].shape[1] * side * side))
+        count = max(1, cells // numbers)
         if torch.compiler.is_exporting():
             count = max(1, len(rows))
         parts = zip(torch.split(rows, count), torch.split(labels, count), strict=True)
@@ -251,23 +401,3 @@ class TwoStage(nn.Module):
             return positive
         pick = torch.randperm(len(positive), device=positive.device)[:most]
         return positive[pick.sort().values]
-
-    @torch.no_grad()
-    def _truth(
-        self, rows: Tensor, index: Tensor, targets: Sequence[Instances], side: int
-    ) -> Tensor:
-        """True masks ``[R, side, side]`` of RoIs ``[R, 5]``; ``index [R]`` is the object."""
-        truth = rows.new_zeros(len(rows), side, side)
-        for i, target in enumerate(targets):
-            here = (rows[:, 0] == i).nonzero()[:, 0]
-            if len(here) and target.masks is not None:
-                truth[here] = crop(
-                    target.masks,
-                    rows[here, 1:],
-                    index[here],
-                    side,
-                    target.size,
-                    aligned=self.convention.aligned,
-                    soft=self.convention.soft_masks,
-                )
-        return truth
