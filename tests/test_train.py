@@ -248,3 +248,50 @@ def test_the_demo_makes_a_table_and_a_page_of_its_own(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="something already"):
         demo.run(out, steps=1)
     assert (out / "thesis.txt").read_text() == "mine"
+
+
+def test_patience_ends_a_run_that_gets_no_better(pictures, tmp_path, monkeypatch):
+    scores, steps = iter([0.1, 0.3, 0.2, 0.3, 0.3]), []
+    evaluate, step = training.evaluate, Learner.training_step
+
+    def scored(*args, **options):
+        report = evaluate(*args, **options)
+        report.values["mask/AP"] = next(scores)
+        return report
+
+    def counted(self, *args):
+        steps.append(self.global_step)
+        return step(self, *args)
+
+    monkeypatch.setattr(training, "evaluate", scored)
+    monkeypatch.setattr(Learner, "training_step", counted)
+    settings = ["train.steps=null", "train.epochs=9", "train.validate_every=1"]
+    train(recipe(pictures, *settings, "train.patience=2"), tmp_path / "run")
+    assert steps[-1] == 11  # the fourth evaluation is the second that is no better
+    assert "| mask/AP | 0.3000 |" in (tmp_path / "run/best/README.md").read_text()
+    for missing in ("data.val=null", "train.validate_every=null"):
+        with pytest.raises(InputError, match=r"train\.patience: needs"):
+            train(recipe(pictures, *settings, "train.patience=2", missing), tmp_path / "other")
+
+
+def test_the_average_of_the_weights_is_what_is_kept(pictures, tmp_path, monkeypatch):
+    seen, step = [], Learner.training_step
+
+    def watched(self, *args):
+        seen.append({k: v.clone() for k, v in self.model.state_dict().items()})
+        return step(self, *args)
+
+    monkeypatch.setattr(Learner, "training_step", watched)
+    folder = train(recipe(pictures, "train.steps=5", "data.val=null"), tmp_path / "plain")
+    final = weights.load(folder).segmenter.state_dict()
+    expected, states = {}, [*seen[1:], final]
+    for n, state in enumerate(states):
+        kept = min(0.3, (1 + n) / (10 + n)) if n else 0
+        for key, value in state.items():
+            expected[key] = kept * expected.get(key, 0) + (1 - kept) * value
+    used = recipe(pictures, "train.steps=5", "data.val=null", "train.ema=0.3")
+    kept = weights.load(train(used, tmp_path / "average")).segmenter.state_dict()
+    assert all(torch.equal(a[k], b[k]) for a, b in zip(seen[:5], seen[5:], strict=True) for k in a)
+    assert any(not torch.allclose(kept[key], final[key], atol=1e-6) for key in kept)
+    for key, value in kept.items():
+        assert torch.allclose(value.float(), torch.as_tensor(expected[key]).float(), atol=1e-6), key

@@ -193,6 +193,9 @@ class TrainRecipe(Section):
         precision: of Lightning's Trainer.
         seed: of everything random.
         validate_every: epochs between evaluations; None: at the end only.
+        patience: evaluations without a better mask AP after which training ends; None: never.
+        ema: decay of the moving average of the weights, which is then what is evaluated and
+            kept; None: no average.
     """
 
     epochs: float | None = Field(default=None, gt=0)
@@ -211,6 +214,8 @@ class TrainRecipe(Section):
     precision: Literal["32-true", "16-mixed", "bf16-mixed", "64-true"] = "32-true"
     seed: int = Field(default=0, ge=0, lt=2**32)
     validate_every: float | None = Field(default=None, gt=0)
+    patience: Positive | None = None
+    ema: float | None = Field(default=None, gt=0, lt=1)
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

@@ -22,7 +22,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 
@@ -74,6 +74,8 @@ def train(
         raise InputError(f"{out}: there is something already: choose another folder, or resume")
     if recipe.data.train is None:
         raise InputError("data.train: name the labelled set to learn from")
+    if recipe.train.patience and not (recipe.data.val and recipe.train.validate_every):
+        raise InputError("train.patience: needs data.val and train.validate_every to go by")
     seed, batch_size = recipe.train.seed, recipe.train.batch_size
     L.seed_everything(seed, verbose=False)
     dataset = read(recipe.data.train, recipe.data.images, split="train")
@@ -101,7 +103,8 @@ def train(
     steps = recipe.train.steps or math.ceil((recipe.train.epochs or 0) * epoch)
     learner = Learner(model, recipe.train, steps=steps, epoch=epoch, devices=devices)
     _describe(out, recipe, dataset, len(loader), learner.lr, steps, reused)
-    evaluation = Evaluation(recipe, dataset, validation, out, epoch)
+    average = Average(recipe.train.ema) if recipe.train.ema else None
+    evaluation = Evaluation(recipe, dataset, validation, out, epoch, average)
     with warnings.catch_warnings():
         # Hints for people who write Lightning code, not for those who run a recipe.
         warnings.filterwarnings("ignore", module="lightning")
@@ -116,6 +119,7 @@ def train(
             gradient_clip_val=recipe.train.clip_norm,
             logger=CSVLogger(out, name="", version="", flush_logs_every_n_steps=1),
             callbacks=[
+                *([average] if average else []),  # first: the others look at what it made
                 Bar(steps),
                 evaluation,
                 ModelCheckpoint(
@@ -259,6 +263,32 @@ class Bar(L.Callback):
         self.progress.__exit__(None, None, None)
 
 
+class Average(WeightAveraging):
+    """A moving average of the weights: less noise than the weights of any one step.
+
+    Args:
+        decay: share of the average that a step keeps; less at first, ``(1 + n) / (10 + n)`` after
+            ``n`` steps, so that the random start is soon forgotten.
+    """
+
+    def __init__(self, decay: float) -> None:
+        def mix(average: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
+            kept = min(decay, (1 + int(count)) / (10 + int(count)))
+            return kept * average + (1 - kept) * current
+
+        super().__init__(avg_fn=mix)
+
+    @property
+    def model(self) -> nn.Module:
+        """The model with the averaged weights."""
+        assert self._average_model is not None
+        learner: Learner = self._average_model.module  # type: ignore[assignment]
+        return learner.model
+
+    def on_train_end(self, *_: Any) -> None:
+        """The weights of the last step stay what they are."""
+
+
 class Evaluation(L.Callback):
     """Evaluates every so often, keeps the best model and, at the end, the last."""
 
@@ -269,11 +299,13 @@ class Evaluation(L.Callback):
         validation: CocoSet | None,
         out: Path,
         epoch: int,
+        average: Average | None,
     ) -> None:
+        self.average = average
         self.recipe, self.dataset, self.validation, self.out = recipe, dataset, validation, out
         every = recipe.train.validate_every
         self.every = max(1, round(every * epoch)) if every and validation else None
-        self.best = -math.inf
+        self.best, self.since = -math.inf, 0  # since: evaluations that were not better
         self.writes = True
 
     def on_fit_start(self, trainer: L.Trainer, *_: Any) -> None:
@@ -282,11 +314,11 @@ class Evaluation(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"best": self.best}
+        return {"best": self.best, "since": self.since}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """What a resumed run needs."""
-        self.best = state["best"]
+        self.best, self.since = state["best"], state.get("since", 0)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         """Evaluate when it is time; the end of training has an evaluation of its own."""
@@ -294,11 +326,15 @@ class Evaluation(L.Callback):
         if self.every and step % self.every == 0 and step < trainer.max_steps:
             self.run(module.model, f"step {step}")  # type: ignore[arg-type]
             trainer.strategy.barrier()
+            if self.recipe.train.patience and self.since >= self.recipe.train.patience:
+                if self.writes:
+                    console.print(f"no better model for {self.since} evaluations: training ends")
+                trainer.should_stop = True
 
     def finish(self, model: nn.Module) -> None:
         """The last evaluation, with mask quality given ground-truth boxes, and ``last/``."""
         report = self.run(model, "end", given_boxes=True)
-        self.save("last", model, report)
+        self.save("last", self.average.model if self.average else model, report)
         if report and self.writes:
             report.save(self.out)
 
@@ -307,6 +343,7 @@ class Evaluation(L.Callback):
         if self.validation is None:
             return None
         data = self.recipe.data
+        learning, model = model, self.average.model if self.average else model
         predictor = Predictor(
             model,
             self.dataset.categories,
@@ -314,13 +351,14 @@ class Evaluation(L.Callback):
             long_side=data.long_side,
         )
         report = evaluate(predictor, self.validation, given_boxes=given_boxes)
-        model.train()
+        learning.train()
         named = {"mask AP": "mask/AP", "boundary AP": "boundary/AP", "box AP": "box/AP"}
         figures = (f"{title} {100 * report.values[key]:.1f}" for title, key in named.items())
         if self.writes:
             console.print(f"{when}: {', '.join(figures)}")
+        self.since += 1
         if not report.values[BEST] <= self.best:
-            self.best = report.values[BEST]
+            self.best, self.since = report.values[BEST], 0
             self.save("best", model, report)
         return report
 
