@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from brefine import weights
 from brefine.methods import create
 from brefine.parts import inference, two_stage
+from brefine.parts.backbone import Backbone
 from brefine.predict import Predictor
-from brefine.structures import Images, Instances
+from brefine.structures import Images, InputError, Instances
 
 OPTIONS = {"backbone": "lcnet_035", "channels": 64, "detector": {"box_hidden": 32}}
 
@@ -164,3 +165,19 @@ def test_sizes_of_chunks_change_nothing(monkeypatch):
             found.append(torch.cat([each.logits for each in model.predict(images, asked)]))
     for each in found[1:]:
         torch.testing.assert_close(each, found[0], rtol=1e-4, atol=1e-4)
+
+
+def test_the_trunk_is_compiled_on_request(tiny_model, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda module, **options: seen.append((type(module), options))
+    )
+    Predictor.load(tiny_model, "cpu")
+    assert not seen
+    compiled = Predictor.load(tiny_model, "cpu", compile=True)
+    assert seen == [(Backbone, {"dynamic": True})]  # sizes of pictures differ
+    assert not any(isinstance(m, inference.Winograd) for m in compiled.model.modules())
+    exported = tmp_path / "model.onnx"
+    exported.touch()
+    with pytest.raises(InputError, match="exported already"):
+        Predictor.load(exported, compile=True)

@@ -317,6 +317,9 @@ def predict(
     allow_urls: Annotated[
         bool, typer.Option("--allow-urls", help="Fetch pictures from http and https.")
     ] = False,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Compile the trunk first: minutes, for a GPU.")
+    ] = False,
 ) -> None:
     """Find the objects in pictures: COCO json, PNG masks, polygons, overlays and more."""
     names, side, islands, seen = _formats(save), _tile(tile), _islands(drop_islands), _views(tta)
@@ -327,7 +330,7 @@ def predict(
     from brefine.predict import Predictor
     from brefine.views import combine
 
-    predictor = Predictor.load(model)
+    predictor = Predictor.load(model, compile=compile)
     summary = predict_files(
         predictor,
         sources,

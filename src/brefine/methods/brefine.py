@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -18,9 +20,9 @@ from brefine.losses import MASK_LOSSES, boundary_bce
 from brefine.parts import roi
 from brefine.parts.backbone import Backbone
 from brefine.parts.boxes import CONVENTIONS, Convention
-from brefine.parts.mask_head import ClassLogits, MaskLoss, conv3x3
+from brefine.parts.mask_head import ClassLogits, MaskLoss, conv1x1, conv3x3
 from brefine.parts.two_stage import Detector, Truth, TwoStage
-from brefine.structures import InputError
+from brefine.structures import InputError, Instances
 
 
 def brefine(
@@ -35,6 +37,9 @@ def brefine(
     residual: bool = True,
     levels: Literal["all", "p2"] = "all",
     norm: Literal["none", "group"] = "none",
+    widths: tuple[int, ...] | None = None,
+    detail: int = 0,
+    early_exit: float = 0.0,
     mask_loss: MaskLoss = "boundary",
     boundary_weight: float = 1.0,
     boundary_ratio: float = 0.02,
@@ -54,6 +59,12 @@ def brefine(
         residual: its input is added to their sum (Table 4).
         levels: that the main line pools from (Figure 1).
         norm: GroupNorm after every 3x3 convolution of the head, or none.
+        widths: channels of each stage; None: ``channels`` in all. Not in the paper, like the next
+            two: they make the head light.
+        detail: channels of one map, convolved from P2, that all auxiliary lines pool from; 0:
+            each pools P2 and convolves what it pooled, as in Figure 4.
+        early_exit: a RoI ends at the stage where the longer side of its box has at most this many
+            pixels a cell; 0: all go through all stages.
         mask_loss: a name of ``losses.MASK_LOSSES``; "boundary" is eq. 2.
         boundary_weight: lambda of eq. 2.
         boundary_ratio: width of the boundary region, as a share of the label's diagonal (eq. 1).
@@ -61,7 +72,8 @@ def brefine(
         detector: options of trunk, RPN and box head.
 
     Raises:
-        InputError: an unknown backbone, or stages is not 1, 2 or 3, or there are no dilations.
+        InputError: an unknown backbone, stages is not 1, 2 or 3, there are no dilations, or widths
+            do not fit.
     """
     loss = MASK_LOSSES[mask_loss]
     if mask_loss == "boundary":
@@ -76,6 +88,9 @@ def brefine(
         residual=residual,
         levels=levels,
         norm=norm,
+        widths=widths,
+        detail=detail,
+        early_exit=early_exit,
         loss=loss,
         convention=CONVENTIONS[detector.convention],
         finest=detector.finest,
@@ -87,6 +102,7 @@ def brefine(
         channels=channels,
         ranking=ranking,
         detector=detector,
+        branch=Detail(channels, detail, norm=norm) if detail else None,
     )
 
 
@@ -105,6 +121,9 @@ class FusionMaskHead(nn.Module):
         residual: bool = True,
         levels: Literal["all", "p2"] = "all",
         norm: Literal["none", "group"] = "none",
+        widths: Sequence[int] | None = None,
+        detail: int = 0,
+        early_exit: float = 0.0,
         loss: Callable[[Tensor, Tensor], Tensor] = MASK_LOSSES["boundary"],
         convention: Convention = CONVENTIONS["detectron"],
         finest: float = 56.0,
@@ -114,34 +133,102 @@ class FusionMaskHead(nn.Module):
             raise InputError(f"stages must be 1, 2 or 3 (masks of 14, 28 or 56), not {stages}")
         if context and not dilations:
             raise InputError("dilations must name at least one, or set context to false")
-        self.output_size = 14 << (stages - 1)
+        widths = [channels] * stages if widths is None else list(widths)
+        if len(widths) != stages or any(width < 2 or width % 2 for width in widths):
+            raise InputError(f"widths must be {stages} even numbers, one a stage, not {widths}")
+        if norm == "group" and any(width % 16 for width in widths) and context:
+            raise InputError(f"widths must be multiples of 16 with norm: group, not {widths}")
+        self.sides = [14 << stage for stage in range(stages)]
+        self.output_size = self.sides[-1]
         self.num_levels = 4 if levels == "all" else 1
         self.criterion, self.convention, self.finest = loss, convention, finest
+        self.shared, self.early_exit = bool(detail), early_exit
         self.main = nn.ModuleList(ConvReLU(channels, norm=norm) for _ in range(num_convs))
-        self.auxiliary = nn.ModuleList(ConvReLU(channels, norm=norm) for _ in range(stages))
+        before = [channels, *widths]
+        self.narrow = nn.ModuleList(
+            nn.Identity() if width == previous else conv1x1(previous, width)
+            for previous, width in pairwise(before)
+        )
+        self.auxiliary = nn.ModuleList(
+            conv1x1(detail, width) if detail else ConvReLU(channels, width, norm=norm)
+            for width in widths
+        )
         self.context = nn.ModuleList(
-            ResidualAware(channels, dilations, residual=residual, norm=norm)
+            ResidualAware(width, dilations, residual=residual, norm=norm)
             if context
             else nn.Identity()
-            for _ in range(stages)
+            for width in widths
         )
-        self.logits = ClassLogits(channels, num_classes)
+        # of the stages before the last
+        exits = widths[:-1] if early_exit else []
+        self.exits = nn.ModuleList(ClassLogits(width, num_classes) for width in exits)
+        self.logits = ClassLogits(widths[-1], num_classes)
 
     def forward(self, features: Sequence[Tensor], rois: Tensor, labels: Tensor) -> Tensor:
-        """Logits ``[R, S, S]`` of the class ``labels [R]`` of RoIs ``[R, 5]``; S = 14, 28, 56."""
+        """Logits ``[R, S, S]`` of the class ``labels [R]`` of RoIs ``[R, 5]``; S = 14, 28, 56.
+
+        Masks of RoIs that end early are enlarged to S.
+        """
+        parts = self._stages(features, rois, labels)
+        if len(parts) == 1:
+            return parts[0][1]
+        size = (self.output_size, self.output_size)
+        # [R, S, S] of each stage
+        large = [
+            F.interpolate(logits[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+            for _, logits in parts
+        ]
+        if torch.compiler.is_exporting():  # all RoIs of all stages: see `_stages`
+            ends = self._ends(rois)[:, None, None]
+            chosen = large[0]
+            for stage, each in enumerate(large[1:], 1):
+                chosen = torch.where(ends == stage, each, chosen)
+            return chosen
+        place = torch.cat([here for here, _ in parts]).argsort()
+        return torch.cat(large)[place]
+
+    def _stages(
+        self, features: Sequence[Tensor], rois: Tensor, labels: Tensor
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Which RoIs end at a stage, ``[n]``, and their logits ``[n, s, s]``, stage by stage.
+
+        Without early exits that is the last stage alone.
+        """
         strides = Backbone.strides
         n = self.num_levels
+        shared = features[len(strides) if self.shared else 0]  # what Detail added, or P2
         x = roi.pool(features[:n], rois, 14, strides[:n], self.convention, finest=self.finest)
         for conv in self.main:
             x = conv(x)
-        stages = zip(self.auxiliary, self.context, strict=True)
-        for stage, (auxiliary, context) in enumerate(stages):
+        last = len(self.sides) - 1
+        here, ends = torch.arange(len(rois), device=rois.device), self._ends(rois)
+        done = []
+        layers = zip(self.narrow, self.auxiliary, self.context, strict=True)
+        for stage, (narrow, auxiliary, context) in enumerate(layers):
+            x = narrow(x)
             if stage:
                 x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
-            detail = roi.pool(features[:1], rois, 14 << stage, strides[:1], self.convention)
+            side = self.sides[stage]
+            detail = roi.pool([shared], rois[here], side, strides[:1], self.convention)
             x = context(x + auxiliary(detail))
-        logits: Tensor = self.logits(x, labels)
-        return logits
+            if stage == last:
+                done.append((here, self.logits(x, labels[here])))
+            elif self.early_exit:
+                logits = self.exits[stage]
+                stop = ends[here] == stage
+                # A graph's shapes must not depend on sizes of boxes: there all go all the way.
+                if torch.compiler.is_exporting():
+                    done.append((here, logits(x, labels)))
+                    continue
+                done.append((here[stop], logits(x[stop], labels[here[stop]])))
+                x, here = x[~stop], here[~stop]
+        return done
+
+    def _ends(self, rois: Tensor) -> Tensor:
+        """Stage ``[R]`` at which each RoI ends."""
+        longer = (rois[:, 3:] - rois[:, 1:3]).amax(1)
+        needs = [longer > side * self.early_exit for side in self.sides[:-1]]
+        return sum(needs, torch.zeros_like(longer)).long()
 
     def loss(
         self,
@@ -151,9 +238,31 @@ class FusionMaskHead(nn.Module):
         truth: Truth,
         stage: int = 0,
     ) -> dict[str, Tensor]:
-        """Mask loss of each RoI at the last stage, ``[R]``."""
-        logits = self(features, rois, labels)
-        return {"mask": self.criterion(logits, truth(self.output_size))}
+        """Mask loss of each RoI at the stage where it ends, ``[R]``."""
+        parts = self._stages(features, rois, labels)
+        sides = self.sides if len(parts) > 1 else self.sides[-1:]
+        losses = [
+            self.criterion(logits, truth(side)[here])
+            for side, (here, logits) in zip(sides, parts, strict=True)
+        ]
+        return {"mask": torch.cat(losses)[torch.cat([here for here, _ in parts]).argsort()]}
+
+
+class Detail(nn.Module):
+    """A 3x3 convolution of P2 for the auxiliary lines of all RoIs: added to the pyramid."""
+
+    def __init__(self, channels: int, out: int, *, norm: Literal["none", "group"]) -> None:
+        super().__init__()
+        self.conv = ConvReLU(channels, out, norm=norm)
+
+    def forward(self, pyramid: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """``[B, out, h, w]`` at P2's stride; the second has no use."""
+        detail: Tensor = self.conv(pyramid[0])
+        return detail, detail
+
+    def loss(self, output: Tensor, targets: Sequence[Instances]) -> dict[str, Tensor]:
+        """None of its own."""
+        return {}
 
 
 class ResidualAware(nn.Module):
@@ -175,7 +284,7 @@ class ResidualAware(nn.Module):
         self.residual = residual
         self.squeeze = nn.Conv2d(channels, channels // 2, 1)
         self.branches = nn.ModuleList(
-            ConvReLU(channels // 2, dilation, norm=norm) for dilation in dilations
+            ConvReLU(channels // 2, dilation=dilation, norm=norm) for dilation in dilations
         )
         self.expand = nn.Conv2d(channels // 2, channels, 1)
         for layer in (self.squeeze, self.expand):
@@ -198,11 +307,19 @@ class ResidualAware(nn.Module):
 class ConvReLU(nn.Module):
     """3x3 convolution, GroupNorm on request, ReLU."""
 
-    def __init__(self, channels: int, dilation: int = 1, *, norm: Literal["none", "group"]) -> None:
+    def __init__(
+        self,
+        channels: int,
+        out: int | None = None,
+        *,
+        dilation: int = 1,
+        norm: Literal["none", "group"],
+    ) -> None:
         super().__init__()
-        self.conv = conv3x3(channels, dilation)
-        self.norm = nn.GroupNorm(8, channels) if norm == "group" else nn.Identity()
+        out = channels if out is None else out
+        self.conv = conv3x3(channels, out, dilation)
+        self.norm = nn.GroupNorm(8, out) if norm == "group" else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[R, C, S, S]`` in and out."""
+        """``[R, C, S, S]`` to ``[R, out, S, S]``."""
         return F.relu(self.norm(self.conv(x)), inplace=True)

@@ -1,0 +1,114 @@
+"""Options that make BRefine's head light."""
+
+import pytest
+import torch
+
+from brefine.methods import create
+from brefine.structures import Images, InputError, Instances
+
+SMALL = {
+    "backbone": "test_efficientnet_gn.r160_in1k",
+    "channels": 32,
+    "detector": {"fpn_norm": "group", "box_hidden": 32},
+}
+LIGHT = {"widths": (32, 16, 8), "detail": 8}
+
+
+def build(**options: object) -> torch.nn.Module:
+    torch.manual_seed(0)
+    model = create("brefine", 3, **SMALL, **options).eval()
+    for layer in (model.mask_head.logits, *model.mask_head.exits):
+        layer.weight.data *= 30
+    return model
+
+
+def asked(*sides: float) -> tuple[Images, list[Instances]]:
+    """A picture and square boxes of these sides in it."""
+    boxes = torch.tensor([[3.0, 5.0, 3.0 + side, 5.0 + side * 0.7] for side in sides])
+    labels = torch.arange(len(sides)) % 3
+    images = Images.stack([torch.rand(3, 96, 160, generator=seeded()) * 255])
+    return images, [Instances((96, 160), boxes, labels)]
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.mark.parametrize("options", [{}, LIGHT])
+@torch.no_grad()
+def test_a_roi_ends_where_its_pixels_fit(options):
+    model = build(early_exit=1.5, **options)
+    sides = [140.0, 8.0, 21.0, 21.1, 60.0, 42.0, 42.1]  # ends at 14 up to 21, at 28 up to 42
+    images, given = asked(*sides)
+    features = model.features(images)
+    rows = torch.cat([torch.zeros(len(sides), 1), given[0].boxes], 1)
+    parts = model.mask_head._stages(features, rows, given[0].labels)
+    assert [here.tolist() for here, _ in parts] == [[1, 2], [3, 5], [0, 4, 6]]
+    assert [logits.shape[-1] for _, logits in parts] == [14, 28, 56]
+    together = model.predict(images, given)[0].logits
+    for i in range(len(sides)):  # what others need does not matter
+        alone = model.predict(images, [given[0][torch.tensor([i])]])[0].logits[0]
+        torch.testing.assert_close(together[i], alone, rtol=1e-4, atol=1e-4)
+    coarse = torch.nn.functional.avg_pool2d(together[:, None], 4)[:, 0]
+    enlarged = torch.nn.functional.interpolate(
+        parts[0][1][:, None], (56, 56), mode="bilinear", align_corners=False
+    )[:, 0]
+    torch.testing.assert_close(coarse[[1, 2]], torch.nn.functional.avg_pool2d(enlarged, 4))
+
+
+@torch.no_grad()
+def test_a_graph_in_which_all_go_all_the_way_gives_the_same(monkeypatch):
+    model = build(early_exit=1.5, **LIGHT)
+    images, given = asked(140.0, 8.0, 21.0, 60.0, 42.0)
+    plain = model.predict(images, given)[0].logits
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    exported = model.predict(images, given)[0].logits
+    torch.testing.assert_close(exported, plain, rtol=1e-4, atol=1e-4)
+
+
+def test_the_last_stage_learns_nothing_of_what_ended_before():
+    model = build(early_exit=1.5)
+    images, given = asked(8.0, 21.0)
+    rows = torch.cat([torch.zeros(2, 1), given[0].boxes], 1)
+    loss = model.mask_head.loss(
+        model.features(images), rows, given[0].labels, lambda side: torch.ones(2, side, side)
+    )["mask"]
+    assert loss.shape == (2,)
+    loss.sum().backward()
+    grad = {name: p.grad for name, p in model.mask_head.named_parameters()}
+    assert grad["exits.0.weight"].any()
+    assert not grad["exits.1.weight"].any()
+    assert not grad["logits.weight"].any()
+    assert not grad["context.1.squeeze.weight"].any()
+
+
+@torch.no_grad()
+def test_a_shared_map_is_pooled_by_all_stages():
+    model = build(**LIGHT)
+    images, given = asked(100.0, 30.0)
+    features = model.features(images)
+    assert [f.shape[1] for f in features] == [32] * 5 + [8]
+    assert features[5].shape[-2:] == features[0].shape[-2:]
+    before = model.predict(images, given)[0].logits
+    model.branch.conv.conv.weight.data *= 2
+    after = model.predict(images, given)[0].logits
+    assert not torch.allclose(before, after)
+
+
+def test_light_is_lighter():
+    full, light = (sum(p.numel() for p in build(**o).mask_head.parameters()) for o in ({}, LIGHT))
+    assert light < 0.6 * full
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"widths": (32, 16)}, "widths must be 3 even numbers, one a stage, not [32, 16]"),
+        ({"widths": (32, 16, 7)}, "widths must be 3 even numbers"),
+        ({"widths": (32, 16, 8), "norm": "group"}, "multiples of 16 with norm: group"),
+    ],
+)
+def test_wrong_widths_are_named(options, words):
+    with pytest.raises(InputError) as caught:
+        create("brefine", 3, **SMALL, **options)
+    assert words in str(caught.value)
