@@ -31,6 +31,7 @@ CASES = [
     ("brefine", {}),
     ("brefine", {"ranking": False, "mask_loss": "bce", "stages": 2, "context": False}),
     ("brefine", {"stages": 1, "dilations": (1, 2), "residual": False, "norm": "group"}),
+    ("brefine", {"widths": (32, 16, 8), "detail": 8, "early_exit": 1.0}),
 ]
 NAMES = [f"{name}-{'-'.join(map(str, options.values())) or 'default'}" for name, options in CASES]
 
