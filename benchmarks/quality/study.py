@@ -1,0 +1,222 @@
+"""The small-scale study: methods side by side on sets that two cores can train on.
+
+    python benchmarks/quality/study.py --data nuclei=PATH --data coco=PATH [--list]
+        [--only set=nuclei,variant=brefine,seed=0] [--work FOLDER] [--results FOLDER]
+
+A cell is a set, a variant and a seed. All cells share trunk, pictures, steps and schedule; a
+variant differs from its method in what ``VARIANTS`` says. Finished cells are left alone and
+interrupted ones go on from their checkpoint, so stop it and start it as you like. Each cell
+leaves one json in the folder of results, from which ``table.py`` makes the tables.
+
+A set's PATH holds ``train.json`` and ``val.json`` (COCO) and ``images``; sets without a PATH are
+left out, and the toy set is drawn. From ``coco`` come two sets: its people, and all its objects
+as one class.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from brefine.data import toy
+from brefine.files import replacing
+from brefine.progress import console, track
+from brefine.recipe import Recipe
+from brefine.reproduce import run, shrink
+from brefine.structures import InputError
+
+HERE = Path(__file__).resolve().parent
+RECIPES = HERE.parents[1] / "recipes"
+STUDY = "small"  # name of the folder of results
+
+#: what differs between sets: the resolution, which follows the size of the objects
+SETS: dict[str, dict[str, Any]] = {
+    "nuclei": {"short_side": (272, 368, 320), "long_side": 480, "flip_vertical": 0.5},
+    "toy": {"short_side": (224, 288, 256), "long_side": 384},
+    "person": {"short_side": (272, 368, 320), "long_side": 448},
+    "object": {"short_side": (272, 368, 320), "long_side": 448},
+}
+TOY = (400, 100)  # pictures to learn from, to test on
+
+#: recipe, and what is changed in it
+MAIN: dict[str, tuple[str, list[str]]] = {
+    "mask_rcnn": ("mask_rcnn_r50_1x", []),
+    "brefine": ("brefine_r50_1x", []),
+    "rs_mask_rcnn": ("rs_mask_rcnn_r50_1x", []),
+    "multistage": ("multistage_r50_1x", []),
+    "light": ("brefine_light_lite0", []),
+}
+RATES: dict[str, tuple[str, list[str]]] = {
+    f"{name}_lr{factor}": (MAIN[name][0], [f"train.lr={rate}"])
+    for name in ("mask_rcnn", "brefine")
+    for factor, rate in (("_half", 0.0005), ("_double", 0.002))
+}
+_BREFINE, _MASK_RCNN = MAIN["brefine"][0], MAIN["mask_rcnn"][0]
+_DETECTOR = "model.options.detector"
+#: one change each, to learn where a difference comes from
+CHANGES: dict[str, tuple[str, list[str]]] = {
+    "no_ranking": (_BREFINE, ["model.options.ranking=false"]),
+    "floor_0": (_BREFINE, [f"{_DETECTOR}.balance_floor=0.0"]),
+    "floor_1": (_BREFINE, [f"{_DETECTOR}.balance_floor=1.0"]),
+    "boundary_0": (_BREFINE, ["model.options.boundary_weight=0.0"]),
+    "boundary_3": (_BREFINE, ["model.options.boundary_weight=3.0"]),
+    "wide_boundary": (_BREFINE, ["model.options.boundary_ratio=0.05"]),
+    "p2": (_BREFINE, ["model.options.levels=p2"]),
+    "group_norm": (_BREFINE, ["model.options.norm=group"]),
+    "two_stages": (_BREFINE, ["model.options.stages=2"]),
+    "mask_rois_48": (_BREFINE, [f"{_DETECTOR}.mask_rois=48"]),
+    "copy_paste": (_BREFINE, ["data.copy_paste=0.5"]),
+    "warm": (_BREFINE, ["model.weights={mask_rcnn}"]),
+    "long": (_BREFINE, ["train.steps=1200"]),
+    "mask_rcnn_mask_rois_48": (_MASK_RCNN, [f"{_DETECTOR}.mask_rois=48"]),
+    "mask_rcnn_copy_paste": (_MASK_RCNN, ["data.copy_paste=0.5"]),
+    "mask_rcnn_warm": (_MASK_RCNN, ["model.weights={mask_rcnn}"]),
+    "mask_rcnn_long": (_MASK_RCNN, ["train.steps=1200"]),
+}
+VARIANTS = MAIN | RATES | CHANGES
+
+
+class Cell(NamedTuple):
+    """One training run and its evaluation."""
+
+    set: str
+    variant: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.set}-{self.variant}-{self.seed}"
+
+
+def cells() -> Iterator[Cell]:
+    """In the order in which they are worth having."""
+    for seed in (0, 1, 2):
+        for name in SETS:
+            yield from (Cell(name, variant, seed) for variant in MAIN)
+        if not seed:
+            yield from (Cell(name, variant, 0) for name in SETS for variant in RATES)
+    yield from (Cell(name, variant, 0) for name in SETS for variant in CHANGES)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", action="append", default=[], metavar="NAME=PATH")
+    parser.add_argument("--only", default="", metavar="set=,variant=,seed=")
+    parser.add_argument("--list", action="store_true", help="say which cells there are, and stop")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/study"), help="sets and run folders"
+    )
+    parser.add_argument("--results", type=Path, default=HERE / "results" / STUDY)
+    options = parser.parse_args()
+    wanted = dict(part.split("=", 1) for part in options.only.split(",") if part)
+    sources = {name: Path(path) for name, path in (each.split("=", 1) for each in options.data)}
+    chosen = [cell for cell in cells() if _matches(cell, wanted) and _has_data(cell, sources)]
+    todo = [cell for cell in chosen if not (options.results / f"{cell}.json").is_file()]
+    if options.list:
+        for cell in chosen:
+            print(f"{cell}{'' if cell in todo else '  done'}")
+        return 0
+    sets = {name: prepare(name, sources, options.work / "sets") for name in {c.set for c in todo}}
+    commit = _commit()
+    failed = []
+    for cell in track(todo, "cells", len(todo)):
+        console.rule(str(cell))
+        try:
+            run_cell(cell, sets[cell.set], options.work / "runs", options.results, commit)
+        except InputError as error:
+            console.print(f"{cell} failed: {error}", markup=False, soft_wrap=True)
+            failed.append(str(cell))
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def run_cell(cell: Cell, data: dict[str, Any], runs: Path, results: Path, commit: str) -> None:
+    """Train, evaluate, write the json, and keep of the run folder what others may start from."""
+    recipe = recipe_of(cell, data, runs)
+    run(str(cell), recipe, runs=runs, results=results, commit=commit)
+    shutil.rmtree(runs / str(cell) / "last", ignore_errors=True)
+    (runs / str(cell) / "checkpoint.ckpt").unlink(missing_ok=True)
+
+
+def recipe_of(cell: Cell, data: dict[str, Any], runs: Path) -> Recipe:
+    """The recipe of a cell on a set.
+
+    Raises:
+        InputError: its method has no recipe yet.
+    """
+    name, settings = VARIANTS[cell.variant]
+    small = shrink(Recipe.load(RECIPES / f"{name}.yaml"), {**SETS[cell.set], **data})
+    earlier = runs / str(cell._replace(variant="mask_rcnn")) / "best"
+    return small.with_settings(
+        [f"train.seed={cell.seed}", *(each.format(mask_rcnn=earlier) for each in settings)]
+    )
+
+
+def prepare(name: str, sources: dict[str, Path], work: Path) -> dict[str, Any]:
+    """The json files of a set, drawn or derived in ``work`` if need be, as a data section."""
+    folder = work / name
+    if name == "toy":
+        if not (folder / "train.json").is_file():
+            toy.draw(folder, train=TOY[0], val=TOY[1], seed=0)
+        source = folder
+    elif name in sources:
+        source = folder = sources[name]
+    else:
+        source = sources["coco"]
+        for split in ("train", "val"):
+            content = json.loads((source / f"{split}.json").read_text(encoding="utf-8"))
+            with replacing(folder / f"{split}.json") as aside:
+                aside.write_text(json.dumps(one_class(content, name)), encoding="utf-8")
+    return {
+        "train": folder / "train.json",
+        "val": folder / "val.json",
+        "images": source / "images",
+    }
+
+
+def one_class(content: dict[str, Any], name: str) -> dict[str, Any]:
+    """A COCO json with one class: all objects, or those of the class ``name``.
+
+    Of pictures, those with at least one such object stay.
+    """
+    known = {category["id"]: category["name"] for category in content["categories"]}
+    kept = [
+        {**each, "category_id": 1}
+        for each in content["annotations"]
+        if name == "object" or known[each["category_id"]] == name
+    ]
+    shown = {each["image_id"] for each in kept if not each.get("iscrowd")}
+    return {
+        "images": [picture for picture in content["images"] if picture["id"] in shown],
+        "annotations": [each for each in kept if each["image_id"] in shown],
+        "categories": [{"id": 1, "name": name}],
+    }
+
+
+def _matches(cell: Cell, wanted: dict[str, str]) -> bool:
+    return all(str(getattr(cell, key)) == value for key, value in wanted.items())
+
+
+def _has_data(cell: Cell, sources: dict[str, Path]) -> bool:
+    return cell.set == "toy" or (cell.set if cell.set == "nuclei" else "coco") in sources
+
+
+def _commit() -> str:
+    """Of the code that runs, marked if it was changed since."""
+    found = subprocess.run(
+        ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--abbrev=12"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return found.stdout.strip() or "unknown"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
