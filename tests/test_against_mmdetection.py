@@ -1,0 +1,80 @@
+"""The numbers that MMDetection's own modules gave, with the same weights."""
+
+import pytest
+import torch
+
+from mmdet_golden import DEEP, SHALLOW, Golden, assert_same_results, build
+
+
+def named(golden: Golden, model: torch.nn.Module) -> dict[str, float]:
+    with torch.no_grad():
+        losses = model.loss(golden.images(), golden.targets())
+    return {key: float(value) for key, value in losses.items()}
+
+
+def compare(golden: Golden, found: dict[str, float], pairs: dict[str, str]) -> None:
+    for ours, theirs in pairs.items():
+        expected = float(golden[f"out/loss/{theirs}"])
+        assert expected > 0
+        assert found[ours] == pytest.approx(expected, rel=1e-3, abs=1e-5), ours
+
+
+class TestMaskRCNN:
+    @pytest.fixture(scope="class")
+    def golden(self) -> Golden:
+        return Golden("mask_rcnn")
+
+    @pytest.fixture(scope="class")
+    def model(self, golden: Golden) -> torch.nn.Module:
+        proposals = {"candidates": (100, 100), "proposals": (50, 50), "anchor_scale": 4.0}
+        return build(golden, "mask_rcnn", num_convs=2, detector=proposals)
+
+    def test_proposals(self, golden, model):
+        with torch.no_grad():
+            proposed = model.rpn(golden.features())
+            for training in (True, False):
+                found = model.rpn.propose(*proposed, golden.images().sizes, training=training)
+                for i, boxes in enumerate(found):
+                    apart = (boxes - golden[f"out/rpn/proposals_{i}"]).abs().amax(1)
+                    # MMDetection lets a box shrink 62.5 times at most, like it lets it grow:
+                    # one proposal is a sliver that wants to be thinner.
+                    assert apart.max() < 0.1
+                    assert (apart > 1e-3).sum() <= 1
+
+    def test_rpn_losses(self, golden, model):
+        with torch.no_grad():
+            proposed = model.rpn(golden.features())
+            classes, box = model.rpn.loss(*proposed, golden.targets())
+        # MMDetection divides by the positives when nothing is sampled, we by all anchors used.
+        weights = golden["out/target_rpn/label_weights"]
+        scale = float((weights > 0).sum() / golden["out/target_rpn/avg_factor"])
+        expected = golden["out/loss_rpn/loss_rpn_cls"].sum(), golden["out/loss_rpn/loss_rpn_bbox"]
+        torch.testing.assert_close(classes["rpn"] * scale, expected[0], **DEEP)
+        torch.testing.assert_close(box * scale, expected[1].sum(), **DEEP)
+
+    def test_heads(self, golden, model):
+        rows = golden_rows(golden)
+        with torch.no_grad():
+            logits, deltas = model.box_head(golden.features(), rows)
+            found = model.predict(golden.images(), golden.detections())
+        torch.testing.assert_close(logits, golden["out/box_head/cls_score"], **SHALLOW)
+        expected = golden["out/box_head/bbox_pred"].view(-1, 5, 4)
+        torch.testing.assert_close(deltas, expected, **SHALLOW)
+        masks = torch.cat([instances.logits for instances in found])
+        torch.testing.assert_close(masks, golden["out/mask_head/logits"], **SHALLOW)
+
+    def test_results(self, golden, model):
+        model.rpn.propose = lambda *_, **__: golden.pair("in/proposals_{}")
+        assert_same_results(golden, model)
+
+    def test_losses(self, golden, model):
+        model.rpn.propose = lambda *_, **__: golden.pair("in/proposals_{}")
+        pairs = {"cls": "loss_cls", "box": "loss_bbox", "mask": "loss_mask"}
+        compare(golden, named(golden, model), pairs)
+
+
+def golden_rows(golden: Golden) -> torch.Tensor:
+    """The fixed proposals as RoIs."""
+    pair = golden.pair("in/proposals_{}")
+    index = torch.arange(2.0).repeat_interleave(torch.tensor([len(boxes) for boxes in pair]))
+    return torch.cat([index[:, None], torch.cat(pair)], 1)
