@@ -8,7 +8,7 @@ variant differs from its method in what ``VARIANTS`` says. Finished cells are le
 interrupted ones go on from their checkpoint, so stop it and start it as you like. Each cell
 leaves one json in the folder of results, from which ``table.py`` makes the tables.
 
-A set's PATH holds ``train.json`` and ``val.json`` (COCO) and ``images``; sets without a PATH are
+A set's PATH holds ``train.json`` and ``val.json`` (COCO) and ``images``; sets without a PATH and methods without a recipe are
 left out, and the toy set is drawn. From ``coco`` come two sets: its people, and all its objects
 as one class.
 """
@@ -115,7 +115,7 @@ def main() -> int:
     options = parser.parse_args()
     wanted = dict(part.split("=", 1) for part in options.only.split(",") if part)
     sources = {name: Path(path) for name, path in (each.split("=", 1) for each in options.data)}
-    chosen = [cell for cell in cells() if _matches(cell, wanted) and _has_data(cell, sources)]
+    chosen = [cell for cell in cells() if _matches(cell, wanted) and _can_run(cell, sources)]
     todo = [cell for cell in chosen if not (options.results / f"{cell}.json").is_file()]
     if options.list:
         for cell in chosen:
@@ -145,11 +145,7 @@ def run_cell(cell: Cell, data: dict[str, Any], runs: Path, results: Path, commit
 
 
 def recipe_of(cell: Cell, data: dict[str, Any], runs: Path) -> Recipe:
-    """The recipe of a cell on a set.
-
-    Raises:
-        InputError: its method has no recipe yet.
-    """
+    """The recipe of a cell on a set."""
     name, settings = VARIANTS[cell.variant]
     small = shrink(Recipe.load(RECIPES / f"{name}.yaml"), {**SETS[cell.set], **data})
     earlier = runs / str(cell._replace(variant="mask_rcnn")) / "best"
@@ -203,7 +199,9 @@ def _matches(cell: Cell, wanted: dict[str, str]) -> bool:
     return all(str(getattr(cell, key)) == value for key, value in wanted.items())
 
 
-def _has_data(cell: Cell, sources: dict[str, Path]) -> bool:
+def _can_run(cell: Cell, sources: dict[str, Path]) -> bool:
+    if not (RECIPES / f"{VARIANTS[cell.variant][0]}.yaml").is_file():
+        return False
     return cell.set == "toy" or (cell.set if cell.set == "nuclei" else "coco") in sources
 
 

@@ -61,13 +61,14 @@ def shrink(recipe: Recipe, data: Mapping[str, Any]) -> Recipe:
 
     Args:
         recipe: its method and the options that ``SMALL`` does not name stay.
-        data: values of the data section that differ from ``SMALL``, such as ``train``.
+        data: paths, and values of the data section that differ from ``SMALL``.
     """
     values = recipe.model_dump()
     options = values["model"]["options"]
     detector = {**dict(options.get("detector", {})), **SMALL["detector"]}
     options.update(SMALL["options"], detector=detector)
-    values["data"].update({**SMALL["data"], **data})
+    paths = dict.fromkeys(("train", "val", "images", "val_images"))
+    values["data"].update({**paths, **SMALL["data"], **data})
     values["train"].update(SMALL["train"])
     return Recipe.parse(values, "small scale")
 
