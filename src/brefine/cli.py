@@ -408,6 +408,49 @@ def info(
 
 
 @app.command()
+def profile(
+    model: Annotated[
+        str,
+        typer.Argument(help="A model folder; or a recipe or a method's name: random weights."),
+    ],
+    settings: Settings = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="To look at.  [default: a drawn one, 480x640]")
+    ] = None,
+    classes: Annotated[int, typer.Option(min=1, help="Number of classes of a recipe.")] = 80,
+    detections: Annotated[int, typer.Option(min=1, help="RoIs of the mask heads.")] = 100,
+    short_side: Annotated[
+        int | None, typer.Option(min=1, help="Pixels for the network.  [default: the recipe's]")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Of torch.  [default: as many as it takes]")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="That medians are taken of.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print every figure as json.")] = False,
+) -> None:
+    """Time, multiply-adds and memory of every part, beside torchvision's Mask R-CNN."""
+    from rich.console import Console
+
+    from brefine.speed import print_profile
+    from brefine.speed import profile as run
+
+    report = run(
+        model,
+        settings or [],
+        picture=picture,
+        num_classes=classes,
+        detections=detections,
+        short_side=short_side,
+        threads=threads,
+        rounds=rounds,
+    )
+    if as_json:
+        print(json.dumps(report.as_dict(), indent=1))
+    else:
+        print_profile(report, Console())
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("demo"),
     seed: Annotated[int, typer.Option(min=0, help="Of pictures and training.")] = 0,

@@ -17,7 +17,7 @@ from brefine.methods import METHODS, create
 from brefine.parts.backbone import Backbone
 from brefine.parts.two_stage import TwoStage
 from brefine.recipe import Recipe
-from brefine.structures import Images, InputError
+from brefine.structures import Images, InputError, Segmenter
 from brefine.weights import load
 
 
@@ -59,29 +59,41 @@ def describe(
     Raises:
         InputError: no such thing, or a wrong setting.
     """
-    path = Path(target)
-    if path.is_dir():
-        if settings:
-            raise InputError(f"{path}: a trained model cannot be changed: leave out --set")
-        loaded = load(path)
-        recipe, model = loaded.recipe, loaded.segmenter
-        num_classes = len(loaded.categories)
-    else:
-        if target in METHODS and not path.exists():
-            values = {"model": {"method": target}, "train": {"steps": 1, "lr": 0.01}}
-            recipe = Recipe.parse(values, target)
-        else:
-            recipe = Recipe.load(path)
-        recipe = recipe.with_settings(settings)
-        if recipe.data.train and recipe.data.train.exists():
-            labelled = read(recipe.data.train, recipe.data.images, split="train", quiet=True)
-            num_classes = len(labelled.categories)
-        model = create(recipe.model.method, num_classes, **recipe.model.options)
+    recipe, model, num_classes = build(target, settings, num_classes)
     title = (
         f"{recipe.model.method}, {num_classes} classes, {size[0]} x {size[1]} pixels, "
         f"{proposals} proposals, {detections} detections"
     )
     return count(cast(TwoStage, model), size, proposals=proposals, detections=detections), title
+
+
+def build(
+    target: str, settings: Sequence[str] = (), num_classes: int = 80
+) -> tuple[Recipe, Segmenter, int]:
+    """A model folder, or a recipe or a method by name with random weights; arguments as above.
+
+    Returns:
+        The recipe, the model, and how many classes it has.
+
+    Raises:
+        InputError: no such thing, or a wrong setting.
+    """
+    path = Path(target)
+    if path.is_dir():
+        if settings:
+            raise InputError(f"{path}: a trained model cannot be changed: leave out --set")
+        loaded = load(path)
+        return loaded.recipe, loaded.segmenter, len(loaded.categories)
+    if target in METHODS and not path.exists():
+        values = {"model": {"method": target}, "train": {"steps": 1, "lr": 0.01}}
+        recipe = Recipe.parse(values, target)
+    else:
+        recipe = Recipe.load(path)
+    recipe = recipe.with_settings(settings)
+    if recipe.data.train and recipe.data.train.exists():
+        labelled = read(recipe.data.train, recipe.data.images, split="train", quiet=True)
+        num_classes = len(labelled.categories)
+    return recipe, create(recipe.model.method, num_classes, **recipe.model.options), num_classes
 
 
 @torch.no_grad()

@@ -1,0 +1,331 @@
+"""Profiles: what is metered is what predicts, its parts are the whole, and MACs are right."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from brefine import cli, speed
+from brefine.data.pictures import network_size
+from brefine.parts import masks, roi, two_stage
+from brefine.structures import Instances
+from conftest import TINY, tiny_recipe
+
+CHANNELS, HIDDEN, PROPOSALS, DETECTIONS, CLASSES = 16, 32, 30, 5, 3
+SIZE = (96, 128)
+DETECTOR = TINY["detector"] | {"proposals": [PROPOSALS, PROPOSALS]}
+OPTIONS = TINY | {"detector": DETECTOR}
+
+#: parts of everything that has two stages
+COMMON = """read resize trunk FPN RPN proposals |box RoIAlign 7|box head|detections
+|mask RoIAlign 14|mask other|paste encode other"""
+MASKS = {
+    "mask_rcnn": "|mask convs 14|mask upsample 28|mask logits 28|",
+    "brefine": "|mask main 14|mask auxiliary 14|mask context 14|mask RoIAlign 28|mask auxiliary 28"
+    "|mask context 28|mask RoIAlign 56|mask auxiliary 56|mask context 56|mask logits 56|",
+}
+
+
+def names(text: str) -> set[str]:
+    """Parts separated by blanks, or by bars where they have blanks inside."""
+    if "|" not in text:
+        return set(text.split())
+    pieces = [piece.strip() for piece in text.split("|")]
+    return {
+        part
+        for piece in pieces
+        for part in ([piece] if piece.startswith(("mask ", "box ")) else piece.split())
+    }
+
+
+@pytest.fixture(scope="module")
+def recipes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Recipe files by method."""
+    folder = tmp_path_factory.mktemp("recipes")
+    files = {}
+    for method in MASKS:
+        files[method] = folder / f"{method}.yaml"
+        tiny_recipe(method, model={"options": OPTIONS}).save(files[method])
+    return files
+
+
+@pytest.fixture(scope="module")
+def reports(recipes: dict[str, Path]) -> dict[str, speed.Report]:
+    return {
+        method: speed.profile(
+            str(file), num_classes=CLASSES, detections=DETECTIONS, threads=1, rounds=3
+        )
+        for method, file in recipes.items()
+    }
+
+
+# --- the meter
+
+
+def test_parts_inside_parts_add_up_to_the_whole() -> None:
+    clock, last = 0.0, 0.0
+
+    def lap() -> tuple[float, ...]:
+        nonlocal last
+        used, last = clock - last, clock
+        return (used, 2 * used)
+
+    def work(seconds: float) -> Callable[[], float]:
+        def run() -> float:
+            nonlocal clock
+            clock += seconds
+            return seconds
+
+        return run
+
+    meter = speed.Meter(lap)
+    inner = meter.watch(work(2), lambda seconds: f"inner {seconds}")
+    plain = meter.watch(work(8), "plain", group="")
+    before, after = work(1), work(4)
+
+    def outer() -> str:
+        before()
+        inner()
+        inner()
+        plain()
+        after()
+        return "done"
+
+    assert meter.watch(outer, "outer", group="group")() == "done"
+    clock += 100  # outside of every part
+    inner()
+    assert meter.parts == {
+        "group inner 2": (4, 8),
+        "plain": (8, 16),
+        "group outer": (5, 10),
+        "inner 2": (2, 4),
+    }
+
+
+def test_what_raises_leaves_the_meter_with_the_part_around_it() -> None:
+    values: Iterator[float] = iter([100, 1, 2, 4, 8])
+    meter = speed.Meter(lambda: (next(values),))
+
+    def broken() -> None:
+        raise KeyError("x")
+
+    def outer() -> None:
+        with pytest.raises(KeyError):
+            meter.watch(broken, "broken")()
+
+    meter.watch(outer, "outer")()
+    assert meter.parts == {"outer": (5,)}  # 1 before and 4 after; 2 were the broken part's
+
+
+def test_peaks_are_joined_by_the_largest() -> None:
+    values: Iterator[float] = iter([0, 3, 9, 0, 5, 1])
+    meter = speed.Meter(lambda: (next(values),), max)
+    for _ in range(3):
+        meter.watch(lambda: None, "part")()
+    assert meter.parts == {"part": (3,)}  # of 3, 0 and 1; the others lie between the calls
+
+
+def test_peak_sees_what_is_freed_again() -> None:
+    peak = speed.Peak()
+    torch.ones(25_000_000)  # 100 MB, gone at once
+    rise = peak()
+    if not rise:
+        pytest.skip("this system tells no peak")
+    assert 95e6 < rise[0] < 130e6
+    assert peak()[0] < 50e6
+
+
+# --- a profile
+
+
+@pytest.mark.parametrize("method", MASKS)
+def test_every_part_has_a_name(reports: dict[str, speed.Report], method: str) -> None:
+    parts = reports[method].parts
+    assert set(parts["brefine"]) == names(COMMON) | names(MASKS[method]) | {"normalise"}
+    assert set(parts["torchvision"]) == names(COMMON) | names(MASKS["mask_rcnn"])
+
+
+@pytest.mark.parametrize("method", MASKS)
+def test_parts_add_up_to_the_whole(reports: dict[str, speed.Report], method: str) -> None:
+    report = reports[method]
+    for name, whole in report.whole.items():
+        parts = report.parts[name].values()
+        assert sum(part.macs for part in parts) == whole.macs
+        assert sum(part.cpu for part in parts) == pytest.approx(whole.cpu, rel=0.25)
+        assert min(part.cpu for part in parts) >= 0
+        assert all(part.peak is None or part.peak <= (whole.peak or 0) for part in parts)
+
+
+def hand_count() -> dict[str, int]:
+    """Multiply-adds of what both Mask R-CNNs share, but for widths of heads."""
+    c, (height, width) = CHANNELS, network_size((480, 640), *SIZE)
+    cells = [-(-height // s) * -(-width // s) for s in (4, 8, 16, 32, 64)]
+    classes = HIDDEN * (CLASSES + 1 + 4 * CLASSES)
+    return {
+        "RPN": sum(cells) * (9 * c * c + 3 * c + 12 * c),
+        "box head": PROPOSALS * (49 * c * HIDDEN + HIDDEN**2 + classes),
+        "mask convs 14": DETECTIONS * 4 * 14**2 * 9 * c * c,
+        "mask upsample 28": DETECTIONS * 28**2 * c * c,
+        "mask logits 28": DETECTIONS * 28**2 * c,
+    }
+
+
+def test_macs_are_those_of_a_hand_count(reports: dict[str, speed.Report]) -> None:
+    report = reports["mask_rcnn"]
+    assert report.network == (96, 128)
+    counted = {part: cost.macs for part, cost in report.parts["brefine"].items()}
+    expected = hand_count()
+    assert {part: counted[part] for part in expected} == expected
+    silent = set(counted) - set(expected) - {"trunk", "FPN"}
+    assert {part: counted[part] for part in silent if counted[part]} == {}
+    theirs = report.parts["torchvision"]
+    assert theirs["RPN"].macs == expected["RPN"]
+    assert theirs["trunk"].macs == counted["trunk"] > 0
+    assert theirs["FPN"].macs == counted["FPN"] > 0
+    wide = DETECTIONS * 14**2 * 9 * 256 * (CHANNELS + 3 * 256)
+    assert theirs["mask convs 14"].macs == wide
+
+
+def test_macs_of_the_stages_are_those_of_a_hand_count(reports: dict[str, speed.Report]) -> None:
+    c = CHANNELS
+    parts = reports["brefine"].parts["brefine"]
+    for side in (14, 28, 56):
+        cells = DETECTIONS * side**2
+        assert parts[f"mask auxiliary {side}"].macs == cells * 9 * c * c
+        half = c // 2
+        assert parts[f"mask context {side}"].macs == cells * (2 * c * half + 3 * 9 * half * half)
+    assert parts["mask main 14"].macs == DETECTIONS * 14**2 * 4 * 9 * c * c
+    assert parts["mask logits 56"].macs == DETECTIONS * 56**2 * c
+
+
+@pytest.mark.parametrize("method", MASKS)
+def test_what_is_metered_predicts_the_masks_of_the_forced_boxes(
+    recipes: dict[str, Path], method: str
+) -> None:
+    torch.manual_seed(1)
+    predictor, theirs = speed.open_pair(str(recipes[method]), [], CLASSES, None)
+    model: Any = predictor.model
+    nn.init.normal_(model.mask_head.logits.weight, std=1.0)
+    picture = speed.draw_picture()
+    forced = speed.Forced.draw(SIZE, PROPOSALS, DETECTIONS, CLASSES)
+    found = speed.ours(predictor, picture, forced)(speed.Meter(speed.Timer()))
+    images, _ = predictor._resize(speed.as_pixels(picture))
+    given = Instances(SIZE, forced.boxes, forced.labels)
+    with torch.inference_mode():
+        (expected,) = model.predict(images, [given])
+    runs = masks.paste_all(expected, (480, 640))
+    assert [record["counts"] for record in found] == [run.encode()["counts"] for run in runs]
+    assert len({record["counts"] for record in found}) == DETECTIONS
+    rivals = speed.torchvisions(theirs, picture, forced)(speed.Meter(speed.Timer()))
+    assert len(rivals) == DETECTIONS
+
+
+def test_everything_is_in_its_place_again(recipes: dict[str, Path]) -> None:
+    detect, pool = two_stage.detect, roi.pool
+    predictor, theirs = speed.open_pair(str(recipes["brefine"]), [], CLASSES, None)
+    forced = speed.Forced.draw(SIZE, PROPOSALS, DETECTIONS, CLASSES)
+    picture = speed.draw_picture()
+    model: Any = predictor.model
+    systems = speed.ours(predictor, picture, forced), speed.torchvisions(theirs, picture, forced)
+    for system in systems:
+        system(speed.Meter(speed.Timer()))
+
+        def broken(meter: speed.Meter) -> list[Any]:
+            raise KeyError("x")
+
+        with pytest.raises(KeyError):
+            speed.System(broken, system.places)(speed.Meter(speed.Timer()))
+    assert (two_stage.detect, roi.pool) == (detect, pool)
+    for module in (*model.modules(), *theirs.modules()):
+        assert not {"forward", "propose", "score", "predict"} & set(vars(module))
+    assert torch.is_grad_enabled()
+
+
+def test_forced_boxes_are_inside_and_of_all_sizes() -> None:
+    forced = speed.Forced.draw((400, 533), 1000, 300, 80)
+    for boxes in (forced.proposals, forced.boxes):
+        assert (boxes >= 0).all()
+        assert (boxes <= torch.tensor([533.0, 400, 533, 400])).all()
+        sides = boxes[:, 2:] - boxes[:, :2]
+        assert 15.9 < sides.min() < 20
+        assert sides.amax(0).tolist() == pytest.approx([0.6 * 533, 0.6 * 400], rel=0.1)
+    assert len(forced.labels.unique()) > 60
+    tiny = speed.Forced.draw((8, 8), 3, 2, 1)
+    assert (tiny.boxes[:, 2:] > tiny.boxes[:, :2]).all()
+
+
+# --- the command
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("COLUMNS", "140")
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        code = cli.main(["profile", *map(str, arguments)])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def test_command_prints_json_of_a_model_folder(
+    run: Any, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = tmp_path / "p.png"
+    Image.new("RGB", (50, 40), "red").save(picture)
+    threads: list[int] = [1]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads[-1])
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    options = ["--picture", picture, "--detections", 2, "--short-side", 64, "--rounds", 1]
+    code, out, err = run(tiny_model, *options, "--threads", 2, "--json")
+    assert code == 0, err
+    assert threads == [1, 2, 1]
+    values = json.loads(out)
+    assert values["picture"] == [40, 50]
+    assert values["network"] == [64, 80]
+    assert (values["detections"], values["threads"], values["rounds"]) == (2, 2, 1)
+    for name in ("brefine", "torchvision"):
+        assert values["parts"][name]["trunk"]["macs"] > 0
+        assert set(values["whole"][name]) == {"cpu", "wall", "macs", "peak"}
+    whole = values["whole"]
+    ratio = whole["brefine"]["cpu"] / whole["torchvision"]["cpu"]
+    assert values["ratio"]["cpu"] == pytest.approx(ratio)
+
+
+def test_command_prints_a_line_for_every_part(run: Any, recipes: dict[str, Path]) -> None:
+    code, out, err = run(recipes["brefine"], "--detections", 2, "--rounds", 1, "--classes", 2)
+    assert code == 0, err
+    for part in names(COMMON) | names(MASKS["brefine"]) | names(MASKS["mask_rcnn"]) | {"all"}:
+        assert part in out
+    assert "1 threads" in out
+    assert "ratio" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["nowhere"], "nowhere"),
+        (["model.onnx"], "model.onnx: an exported file has no parts"),
+        (["model.xml"], "name its model folder"),
+        (["RECIPE", "--detections", 31], "looks at 30 proposals only"),
+        (["RECIPE", "--picture", "nothing.png"], "nothing.png"),
+        (["RECIPE", "--set", "model.options.stagse=2"], "stagse"),
+        (["RECIPE", "--rounds", 0], "--rounds"),
+        (["FOLDER", "--set", "model.options.stages=2"], "leave out --set"),
+    ],
+)
+def test_bad_input_is_one_line(
+    run: Any, recipes: dict[str, Path], tiny_model: Path, arguments: list[Any], part: str
+) -> None:
+    known = {"RECIPE": recipes["brefine"], "FOLDER": tiny_model}
+    code, out, err = run(*(known.get(each, each) for each in arguments))
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert part in err
