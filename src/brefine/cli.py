@@ -1,8 +1,8 @@
 """The command line: each command reads its arguments and calls one function.
 
 Figures go to stdout, everything else to stderr. Exit codes: 0 done, 2 wrong input (one line that
-starts with ``error:``), 130 interrupted. Heavy imports wait inside the commands, so that help
-and mistakes in arguments answer at once.
+starts with ``error:``), 130 interrupted, 75 stopped by a signal and saved. Heavy imports wait
+inside the commands, so that help and mistakes in arguments answer at once.
 """
 
 from __future__ import annotations
@@ -115,6 +115,9 @@ def train(
         Path | None, typer.Option(help="Run folder, new or empty.  [default: runs/RECIPE]")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    auto_resume: Annotated[
+        bool, typer.Option("--auto-resume", help="The same if there is one, else start it.")
+    ] = False,
 ) -> None:
     """Train a model as a recipe says."""
     from brefine.recipe import Recipe
@@ -122,7 +125,8 @@ def train(
     chosen = Recipe.load(recipe).with_settings(settings or [])
     from brefine.train import train
 
-    model = train(chosen, out or Path("runs") / recipe.stem, resume=resume)
+    run = out or Path("runs") / recipe.stem
+    model = train(chosen, run, resume="auto" if auto_resume else resume)
     print(model)
 
 
@@ -516,9 +520,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         return _fail(f"{place}{error.strerror or error}")
-    except ValueError as error:
-        from brefine.structures import InputError
+    except Exception as error:
+        from brefine.structures import InputError, Stopped
 
+        if isinstance(error, Stopped):
+            print(error, file=sys.stderr)
+            return 75
         if not isinstance(error, InputError):
             raise
         return _fail(str(error))

@@ -194,6 +194,8 @@ class TrainRecipe(Section):
         seed: of everything random.
         validate_every: epochs between evaluations; None: at the end only.
         patience: evaluations without a better mask AP after which training ends; None: never.
+        checkpoint_every: steps between checkpoints; None: an epoch, at most 1000.
+        keep_checkpoints: how many of the last are kept, beside that of the best evaluation.
         ema: decay of the moving average of the weights, which is then what is evaluated and
             kept; None: no average.
     """
@@ -215,6 +217,8 @@ class TrainRecipe(Section):
     seed: int = Field(default=0, ge=0, lt=2**32)
     validate_every: float | None = Field(default=None, gt=0)
     patience: Positive | None = None
+    checkpoint_every: Positive | None = None
+    keep_checkpoints: Positive = 2
     ema: float | None = Field(default=None, gt=0, lt=1)
 
     @model_validator(mode="after")

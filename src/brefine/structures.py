@@ -33,6 +33,13 @@ class InputError(ValueError):
         super().__init__(printable(message))
 
 
+class Stopped(Exception):
+    """A signal ended a run after it was saved; the message says how to go on.
+
+    The command line prints the message and exits with code 75.
+    """
+
+
 def printable(text: str) -> str:
     """Half a surrogate pair, legal in json and in names of files, cannot be printed: ``?``."""
     return text.encode("utf-8", "replace").decode()

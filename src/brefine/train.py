@@ -1,9 +1,9 @@
-"""Training with Lightning's Trainer: the only file that imports Lightning.
+"""Training with Lightning's Trainer, which only this file and the three it is helped by import.
 
 A run folder holds everything about a run: ``recipe.yaml`` as actually used, ``versions.json``,
 ``categories.json``, ``metrics.csv`` (losses, rates and gradient norms by step),
 ``evaluation.json`` and ``predictions.json`` of the end, the model folders ``last/`` and
-``best/``, and ``checkpoint.ckpt`` to resume from.
+``best/``, and ``checkpoints/`` to resume from.
 """
 
 from __future__ import annotations
@@ -12,27 +12,29 @@ import json
 import logging
 import math
 import platform
-import signal
 import time
 import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
+import numpy as np
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
 
 from brefine import weights
+from brefine.checkpoints import FOLDER as CHECKPOINTS
+from brefine.checkpoints import Checkpoints, Store, check, describe, handlers_kept, newest
 from brefine.data.augment import Transform
 from brefine.data.coco import CocoSet
 from brefine.data.loader import train_loader
 from brefine.data.read import read
 from brefine.evaluate import Report, evaluate
 from brefine.files import replacing
+from brefine.logs import Table
 from brefine.methods import create
 from brefine.predict import Predictor
 from brefine.progress import Progress, console
@@ -40,14 +42,16 @@ from brefine.recipe import Recipe, TrainRecipe
 from brefine.structures import Images, InputError, Instances
 
 LOG_EVERY = 10  # steps between two rows of metrics.csv
+DESCRIPTION = ("recipe.yaml", "versions.json", "categories.json")  # of a run, before it starts
 BEST = "mask/AP"  # what decides which model is kept as best/
+PREPARED = ("split", "finetune.json")  # what ``finetune`` may have put into a run folder before
 
 
 def train(
     recipe: Recipe,
     out: Path | str,
     *,
-    resume: bool = False,
+    resume: bool | Literal["auto"] = False,
     transform: Transform | None = None,
 ) -> Path:
     """Train a model as a recipe says, evaluating on the way.
@@ -55,7 +59,8 @@ def train(
     Args:
         recipe: what to do; ``data.train`` is needed, ``data.val`` may be None.
         out: the run folder; must be new or empty.
-        resume: go on from ``out/checkpoint.ckpt`` instead.
+        resume: go on from the newest whole checkpoint in ``out`` instead; "auto": if there is
+            one, else start.
         transform: a last augmentation of your own, ``(picture, labels, random) -> (picture,
             labels)``, see ``TrainSet``; the run folder keeps no trace of it.
 
@@ -63,14 +68,15 @@ def train(
         The model folder to use: ``out/best``, or ``out/last`` without validation data.
 
     Raises:
-        InputError: the data cannot be used, the run folder is in use, nothing to resume from, or
-            a loss stopped being finite.
+        InputError: the data cannot be used, the run folder is in use or cannot be written to,
+            nothing to resume from, or a loss stopped being finite.
+        Stopped: by SIGTERM, SIGINT (Ctrl-C) or SIGUSR1; everything up to there is saved.
     """
     out = Path(out)
-    checkpoint = out / "checkpoint.ckpt"
-    if resume and not checkpoint.is_file():
-        raise InputError(f"{checkpoint}: no checkpoint to resume from")
-    if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
+    found = newest(out) if resume else None
+    if resume is True and not found:
+        raise InputError(f"{out}: no checkpoint to resume from")
+    if not found and out.exists() and not _is_free(out, begun=resume == "auto"):
         raise InputError(f"{out}: there is something already: choose another folder, or resume")
     if recipe.data.train is None:
         raise InputError("data.train: name the labelled set to learn from")
@@ -97,14 +103,30 @@ def train(
         )
     model = create(recipe.model.method, len(dataset.categories), **recipe.model.options)
     assert isinstance(model, nn.Module)
-    reused = weights.start(model, recipe.model.weights, categories=dataset.categories)
+    start = "none" if found else recipe.model.weights  # a checkpoint has all
+    reused = weights.start(model, start, categories=dataset.categories)
 
     epoch = len(loader)  # steps
     steps = recipe.train.steps or math.ceil((recipe.train.epochs or 0) * epoch)
     learner = Learner(model, recipe.train, steps=steps, epoch=epoch, devices=devices)
+    about = describe(recipe, batches=epoch, processes=devices)
+    if found:
+        reused = f"resumed from {found[0]}, step {found[1]['global_step']} of {steps}"
+        check(found[1], found[0], about, learner.state_dict())
     _describe(out, recipe, dataset, len(loader), learner.lr, steps, reused)
+    table = Table(out / "metrics.csv")
+    table.rewind(found[1]["global_step"] if found else 0)
     average = Average(recipe.train.ema) if recipe.train.ema else None
     evaluation = Evaluation(recipe, dataset, validation, out, epoch, average)
+    checkpoints = Checkpoints(
+        out,
+        every=recipe.train.checkpoint_every or min(epoch, 1000),
+        keep=recipe.train.keep_checkpoints,
+        about=about,
+        evaluation=evaluation,
+    )
+    resumed = found and found[0]
+    del found  # as large as the model and its optimiser
     with warnings.catch_warnings():
         # Hints for people who write Lightning code, not for those who run a recipe.
         warnings.filterwarnings("ignore", module="lightning")
@@ -117,33 +139,35 @@ def train(
             max_epochs=-1,
             use_distributed_sampler=False,  # ours knows the processes
             gradient_clip_val=recipe.train.clip_norm,
-            logger=CSVLogger(out, name="", version="", flush_logs_every_n_steps=1),
-            callbacks=[
-                *([average] if average else []),  # first: the others look at what it made
+            logger=table,
+            callbacks=[  # each looks at what those before it did
+                *([average] if average else []),
                 Bar(steps),
+                checkpoints,
                 evaluation,
-                ModelCheckpoint(
-                    out,
-                    filename="checkpoint",
-                    every_n_train_steps=min(epoch, 1000),
-                    enable_version_counter=False,
-                ),
             ],
+            plugins=[Store()],
+            enable_checkpointing=False,  # by Lightning's own callback
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
-        handler = signal.getsignal(signal.SIGINT)
         try:
-            start = checkpoint if resume else None
-            trainer.fit(learner, loader, ckpt_path=start, weights_only=True)
+            with handlers_kept():
+                trainer.fit(learner, loader, ckpt_path=resumed, weights_only=True)
         except SystemExit:  # what Lightning makes of Ctrl-C, which it also switches off
             raise KeyboardInterrupt from None
-        finally:
-            if signal.getsignal(signal.SIGINT) is not handler:
-                signal.signal(signal.SIGINT, handler)
-    evaluation.finish(model)
+    if stopped := checkpoints.stopped():
+        raise stopped
     return out / ("best" if validation else "last")
+
+
+def _is_free(out: Path, *, begun: bool) -> bool:
+    """Whether a run may start in a folder: it is empty, or only ``begun`` by a run like this."""
+    if not out.is_dir():
+        return False
+    names = {path.name for path in out.iterdir() if not path.name.startswith(".")} - {*PREPARED}
+    return not names or (begun and names <= {*DESCRIPTION, "metrics.csv", CHECKPOINTS})
 
 
 class Learner(L.LightningModule):
@@ -169,6 +193,10 @@ class Learner(L.LightningModule):
 
     def training_step(self, batch: tuple[Images, Sequence[Instances]], index: int) -> Tensor:
         """Sum of the named losses; those that start with ``raw_`` are only logged."""
+        # What is random in a batch follows from its place alone, so that neither what came between
+        # (an evaluation, a stop, the number of workers) nor what is resumed makes a difference.
+        place = (self.recipe.seed, self.current_epoch, index, self.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
         named: dict[str, Tensor] = self.model.loss(*batch)  # type: ignore[operator]
         total = torch.stack([v.float() for k, v in named.items() if not k.startswith("raw_")]).sum()
         if not total.isfinite():
@@ -305,8 +333,11 @@ class Evaluation(L.Callback):
         self.recipe, self.dataset, self.validation, self.out = recipe, dataset, validation, out
         every = recipe.train.validate_every
         self.every = max(1, round(every * epoch)) if every and validation else None
-        self.best, self.since = -math.inf, 0  # since: evaluations that were not better
+        self.best, self.best_step = -math.inf, -1
+        self.since = 0  # evaluations that were not better
+        self.step = 0  # that was evaluated last
         self.writes = True
+        self.running = self.stopping = False
 
     def on_fit_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Every process evaluates its share of the pictures; the first one says and writes."""
@@ -314,25 +345,41 @@ class Evaluation(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"best": self.best, "since": self.since}
+        return {name: getattr(self, name) for name in ("best", "best_step", "since", "step")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """What a resumed run needs."""
-        self.best, self.since = state["best"], state.get("since", 0)
+        for name, value in state.items():
+            setattr(self, name, value)
+
+    def is_due(self, trainer: L.Trainer) -> bool:
+        """Whether to evaluate this step; the end of training has an evaluation of its own."""
+        step = trainer.global_step
+        due = self.every is not None and step % self.every == 0
+        return due and self.step < step < trainer.max_steps
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """A run that stopped in an evaluation goes on with it."""
+        self.on_train_batch_end(trainer, module)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
-        """Evaluate when it is time; the end of training has an evaluation of its own."""
-        step = trainer.global_step
-        if self.every and step % self.every == 0 and step < trainer.max_steps:
-            self.run(module.model, f"step {step}")  # type: ignore[arg-type]
-            trainer.strategy.barrier()
-            if self.recipe.train.patience and self.since >= self.recipe.train.patience:
-                if self.writes:
-                    console.print(f"no better model for {self.since} evaluations: training ends")
-                trainer.should_stop = True
+        """Evaluate when it is time, and end training when its patience is at an end."""
+        if not self.is_due(trainer) or self.stopping:
+            return
+        self.step = trainer.global_step
+        self.run(module.model, f"step {self.step}")  # type: ignore[arg-type]
+        trainer.strategy.barrier()
+        if self.recipe.train.patience and self.since >= self.recipe.train.patience:
+            if self.writes:
+                console.print(f"no better model for {self.since} evaluations: training ends")
+            trainer.should_stop = True
 
-    def finish(self, model: nn.Module) -> None:
+    def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """The last evaluation, with mask quality given ground-truth boxes, and ``last/``."""
+        if self.stopping:
+            return
+        self.step = trainer.global_step
+        model: nn.Module = module.model  # type: ignore[assignment]
         report = self.run(model, "end", given_boxes=True)
         self.save("last", self.average.model if self.average else model, report)
         if report and self.writes:
@@ -350,7 +397,11 @@ class Evaluation(L.Callback):
             short_side=data.short_side[-1],
             long_side=data.long_side,
         )
-        report = evaluate(predictor, self.validation, given_boxes=given_boxes)
+        self.running = True
+        try:
+            report = evaluate(predictor, self.validation, given_boxes=given_boxes)
+        finally:
+            self.running = False
         learning.train()
         named = {"mask AP": "mask/AP", "boundary AP": "boundary/AP", "box AP": "box/AP"}
         figures = (f"{title} {100 * report.values[key]:.1f}" for title, key in named.items())
@@ -358,7 +409,7 @@ class Evaluation(L.Callback):
             console.print(f"{when}: {', '.join(figures)}")
         self.since += 1
         if not report.values[BEST] <= self.best:
-            self.best, self.since = report.values[BEST], 0
+            self.best, self.best_step, self.since = report.values[BEST], self.step, 0
             self.save("best", model, report)
         return report
 

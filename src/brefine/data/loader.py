@@ -7,6 +7,7 @@ repeated; a palette is looked up; transparent parts show white; CMYK is converte
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -225,7 +226,14 @@ def train_loader(
         persistent_workers=recipe.workers > 0,
         drop_last=len(sampler) >= batch_size,  # type: ignore[arg-type]
         collate_fn=_pack,
+        worker_init_fn=_ignore_signals,
     )
+
+
+def _ignore_signals(worker: int) -> None:
+    """A signal to all processes of a run must not take its workers away before it has saved."""
+    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Loader(DataLoader[Any]):
