@@ -109,17 +109,49 @@ Settings = Annotated[
 
 @app.command()
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A recipe (YAML); see the folder recipes.")],
+    recipe: Annotated[
+        Path | None,
+        typer.Argument(help="A recipe (YAML); see the folder recipes.", show_default=False),
+    ] = None,
+    preset: Annotated[
+        Literal["finetune"] | None,
+        typer.Option(help="In place of a recipe: choose everything from the pictures in --data."),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="For --preset: the labels, COCO json or another format.")
+    ] = None,
+    val: Annotated[
+        Path | None, typer.Option(help="For --preset: to validate on.  [default: a part of --data]")
+    ] = None,
+    images: ImagesFolder = None,
     settings: Settings = None,
     out: Annotated[
-        Path | None, typer.Option(help="Run folder, new or empty.  [default: runs/RECIPE]")
+        Path | None,
+        typer.Option(help="Run folder, new or empty.  [default: runs/RECIPE or runs/DATA]"),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     auto_resume: Annotated[
         bool, typer.Option("--auto-resume", help="The same if there is one, else start it.")
     ] = False,
 ) -> None:
-    """Train a model as a recipe says."""
+    """Train a model as a recipe says, or as suits the pictures (--preset finetune)."""
+    if preset:
+        if recipe or not data:
+            raise typer.BadParameter("--preset finetune: give --data, and no recipe")
+        out = out or Path("runs") / data.stem
+        if not (resume or (auto_resume and (out / "recipe.yaml").is_file())):
+            from brefine.finetune import finetune
+
+            print(finetune(data, out, val=val, images=images, settings=settings or []))
+            return
+        recipe = out / "recipe.yaml"
+    elif data or val or images:
+        raise typer.BadParameter(
+            "--data, --val and --images go with --preset finetune; a recipe names its data: "
+            "--set data.train=..."
+        )
+    if not recipe:
+        raise typer.BadParameter("name a recipe, or give --preset finetune and --data")
     from brefine.recipe import Recipe
 
     chosen = Recipe.load(recipe).with_settings(settings or [])

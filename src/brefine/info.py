@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -18,7 +17,7 @@ from brefine.parts.backbone import Backbone
 from brefine.parts.two_stage import TwoStage
 from brefine.recipe import Recipe
 from brefine.structures import Images, InputError, Segmenter
-from brefine.weights import load
+from brefine.weights import load, locate
 
 
 class Part(NamedTuple):
@@ -78,7 +77,7 @@ def build(
     Raises:
         InputError: no such thing, or a wrong setting.
     """
-    path = Path(target)
+    path = locate(target)
     if path.is_dir():
         if settings:
             raise InputError(f"{path}: a trained model cannot be changed: leave out --set")

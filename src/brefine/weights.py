@@ -31,6 +31,8 @@ from brefine.structures import Category, InputError, Segmenter
 #: what every model folder holds
 FILES = ("model.safetensors", "recipe.yaml", "README.md")
 
+SHIPPED = Path(__file__).parent / "models"  # that come with the package, by name
+
 #: torchvision's layers with rows for each class: how many rows a class has
 CLASS_ROWS = {"box_head.classes": 1, "box_head.deltas": 4, "mask_head.logits": 1}
 
@@ -67,6 +69,7 @@ def save(
     overall: float = 0.5,
     calibration: Calibration = IDENTITY,
     scores: Mapping[str, float] | None = None,
+    half: bool = False,
 ) -> None:
     """Write a model folder; an older one in its place is replaced when the new one is whole.
 
@@ -79,6 +82,7 @@ def save(
         overall: one for all labels.
         calibration: from scores to probabilities.
         scores: figures for the card, by name.
+        half: store matrices in half precision, which halves the file; `load` gives float32.
 
     Raises:
         InputError: the folder holds something that is no model, or cannot be written.
@@ -94,6 +98,8 @@ def save(
         **describe_scores(thresholds, overall, calibration),
     }
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    if half:  # but no statistics of norms, whose range is wide, and which are few
+        state |= {k: v.half() for k, v in state.items() if v.is_floating_point() and v.ndim > 1}
     with replacing(folder) as aside:
         aside.mkdir()
         save_file(state, aside / FILES[0], header)
@@ -132,15 +138,29 @@ def store(
         aside.write_text(card, encoding="utf-8")
 
 
+def shipped() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(path.parent.name for path in SHIPPED.glob(f"*/{FILES[0]}"))
+
+
+def locate(folder: Path | str) -> Path:
+    """A model folder as it is named, or the model of that name that comes with the package.
+
+    What is on disk goes first, so a new model never changes what a path means.
+    """
+    path = Path(folder)
+    return path if path.exists() or str(path) not in shipped() else SHIPPED / path
+
+
 def load(folder: Path | str, device: torch.device | str = "cpu") -> Model:
-    """Read a model folder.
+    """Read a model folder, or a model that comes with the package.
 
     Names and shapes are compared with what the recipe builds before any memory is taken.
 
     Raises:
         InputError: a file is missing, damaged, or does not fit the recipe; says which and how.
     """
-    folder = Path(folder)
+    folder = locate(folder)
     weights = _model_file(folder)
     recipe = Recipe.load(folder / FILES[1])
     with _opened(weights) as file:
@@ -180,7 +200,7 @@ def start(
         return "weights: none, training starts at random"
     if source == "imagenet":
         return _start_backbone(model)
-    path = Path(source)
+    path = locate(source)
     if path.is_dir():
         other = load(path)
         state = cast(nn.Module, other.segmenter).state_dict()
@@ -539,7 +559,8 @@ def _model_file(folder: Path) -> Path:
     """The weights inside a model folder that has all its files."""
     if not folder.is_dir():
         what = "no such model folder" if not folder.exists() else "a model is a folder, not a file"
-        raise InputError(f"{folder}: {what}: name one with {FILES[0]} and {FILES[1]}")
+        known = f", or a shipped model: {', '.join(shipped())}" if shipped() else ""
+        raise InputError(f"{folder}: {what}: name one with {FILES[0]} and {FILES[1]}{known}")
     for name in FILES[:2]:
         if not (folder / name).is_file():
             runs = [name for name in ("best", "last") if (folder / name / FILES[0]).is_file()]

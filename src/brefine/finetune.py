@@ -1,0 +1,358 @@
+"""The preset for 20 to 200 pictures of your own: a recipe chosen from the set's own statistics.
+
+Every choice is a rule over figures of ``data.stats``, in `choose`; nothing looks at the pixels.
+What cannot be known from the labels is left alone: whether top and bottom may be exchanged, or
+whether frames of one video must stay together.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from brefine import weights
+from brefine.data.coco import CocoSet
+from brefine.data.convert import require_pictures
+from brefine.data.read import read
+from brefine.data.split import split
+from brefine.data.stats import STRIDE, stats
+from brefine.files import replacing
+from brefine.progress import console
+from brefine.recipe import Recipe
+from brefine.structures import InputError
+from brefine.train import PREPARED, train
+
+SPLIT, REPORT = PREPARED  # what this module leaves in a run folder
+
+# Sizes are pixels at the network's input; an object's size is the root of its mask's area.
+SMALL, LARGE = 28, 224  # a quarter of the objects may be below: 7 and 56 cells of the features
+GROWTH = 2.0  # most by which pictures are enlarged: there is no more to see
+LONGEST = {False: 512, True: 800}  # short side without and with a GPU
+CELL = 2  # pixels that a cell of the mask may cover
+CROP = 320
+STEP = 32  # that sides are multiples of
+
+FEWEST = 6  # pictures of which some can be held out
+HELD_OUT, MOST_HELD_OUT = 0.2, 50
+PASSES, STEPS = 60, (400, 2000)  # over the pictures; and the fewest and the most steps
+EVALUATIONS, PATIENCE = 10, 4  # of a whole training; without a better one before it ends
+MANY = 200  # pictures from which on a set is no small one
+RARE = 20  # times as many objects in the largest class as in the smallest
+
+
+class Choice(NamedTuple):
+    """One value of the recipe.
+
+    Attributes:
+        key: its path.
+        value: plain.
+        why: half a line.
+    """
+
+    key: str
+    value: Any
+    why: str
+
+
+def finetune(
+    data: Path | str,
+    out: Path | str,
+    *,
+    val: Path | str | None = None,
+    images: Path | str | None = None,
+    settings: Sequence[str] = (),
+) -> Path:
+    """Choose a recipe for a labelled set, say why, and train.
+
+    The run folder holds, beside what ``train`` writes, ``finetune.json`` (figures of the set,
+    choices and reasons) and, if pictures were held out, ``split/`` with both parts. Its
+    ``recipe.yaml`` trains the same again without this preset.
+
+    Args:
+        data: set of any format, as ``data.read.read`` takes it.
+        out: run folder, new or empty.
+        val: set to validate on; None: a fifth of ``data`` is held out if it has enough pictures.
+        images: folder of the pictures, if not where the format has them.
+        settings: values that are not to be chosen, see ``Recipe.with_settings``.
+
+    Returns:
+        The model folder to use.
+
+    Raises:
+        InputError: the set cannot be used, or the run folder is in use.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - {*PREPARED}):
+        raise InputError(f"{out}: there is something already: choose another folder with --out")
+    dataset = read(data, images, split="train")
+    require_pictures(dataset)
+    figures = measure(dataset)
+    count = 0 if val else held_out(len(dataset))
+    choices = choose(figures, held_out=count, validates=bool(val or count), gpu=_has_gpu())
+    recipe = compose(choices).with_settings(settings)
+
+    shutil.rmtree(out / SPLIT, ignore_errors=True)  # of a run that ended before it began
+    where: dict[str, Any] = {"train": data, "val": val, "images": images}
+    if count:
+        share = count / len(dataset)
+        _, folder = split(data, out / SPLIT, val=share, seed=recipe.train.seed, images=images)
+        where = {"train": out / SPLIT / "train.json", "val": out / SPLIT / "val.json"}
+        where["images"] = folder
+    # Where the data is goes below what was set: somebody may have set data.val_images.
+    values = recipe.model_dump()
+    values["data"] |= where
+    recipe = Recipe.parse(values, str(data)).with_settings(settings)
+    for line in describe(figures, choices, recipe, held_out=count):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    with replacing(out / REPORT) as aside:
+        listed = [choice._asdict() for choice in choices]
+        text = json.dumps({"statistics": figures, "held_out": count, "choices": listed}, indent=1)
+        aside.write_text(text, encoding="utf-8")
+    model = train(recipe, out)
+    if recipe.data.val:
+        threshold = weights.load(model).overall
+        console.print(
+            f"objects are reported from a score of {threshold:.2f} on, where F1 was best on the "
+            "validation pictures",
+            highlight=False,
+        )
+    return model
+
+
+def measure(dataset: CocoSet) -> dict[str, Any]:
+    """``stats`` with every picture at the median short side, so that sizes can be compared.
+
+    Raises:
+        InputError: there is nothing to learn from.
+    """
+    if not len(dataset):
+        raise InputError(f"{dataset.path}: there is no picture in it")
+    short = int(np.median([min(picture.size) for picture in dataset.pictures]))
+    figures = stats(dataset, short_side=short, long_side=10**6)
+    if not figures["objects"]:
+        raise InputError(
+            f"{dataset.path}: {len(dataset)} pictures, but no object with a mask to learn from: "
+            "brefine data check says what is wrong with the labels"
+        )
+    return figures
+
+
+def held_out(pictures: int) -> int:
+    """How many of so many pictures are kept to validate on; 0 if they are too few."""
+    if pictures < FEWEST:
+        return 0
+    return min(max(2, round(HELD_OUT * pictures)), MOST_HELD_OUT)
+
+
+def choose(
+    figures: dict[str, Any], *, held_out: int, validates: bool, gpu: bool = False
+) -> list[Choice]:
+    """The recipe for a set, value by value.
+
+    Args:
+        figures: of `measure`.
+        held_out: pictures of them that are not learnt from.
+        validates: whether there is a set to validate on.
+        gpu: whether there is one.
+    """
+    pictures = figures["pictures"] - held_out
+    small, typical, big = (figures["network_size"][key] for key in ("p25", "p75", "p95"))
+    short = figures["network"]["short_side"]
+
+    scale = min(GROWTH, max(min(1.0, LARGE / small), SMALL / small))
+    side = min(_whole(scale * short), LONGEST[gpu])
+    scale = side / short
+    small, typical, big = small * scale, typical * scale, big * scale
+    sides = tuple(dict.fromkeys([_whole(0.75 * side), _whole(1.25 * side), side]))
+    aspect = max(figures["aspect"]["max"], 1 / figures["aspect"]["min"])
+    longest = _whole(max(sides) * min(2.0, aspect))
+    crop = CROP if 4 * side >= 5 * CROP and 3 * big <= CROP else None
+
+    stages = 1 + sum(typical > CELL * cells for cells in (14, 28))
+    anchor = 2.0 ** min(3, max(1, round(math.log2(small / STRIDE))))
+    most = math.ceil(1.25 * figures["objects_a_picture"]["max"] / 50) * 50
+    detections = min(500, max(100, most))
+    channels = 64 if pictures < MANY else 96
+
+    batch = min(4 if (crop or side) <= CROP else 2, pictures)
+    low, high = STEPS
+    steps = min(high, max(low, round(PASSES * pictures / batch / 50) * 50))
+    epoch = math.ceil(pictures / batch)
+
+    chosen = [
+        Choice(
+            "data.short_side",
+            sides,
+            f"three quarters of the objects are above {small:.0f} pixels then, and pictures of "
+            f"{short} pixels are {_times(scale)}",
+        ),
+        Choice("data.long_side", longest, f"the longest picture is {aspect:.2g} : 1"),
+        Choice(
+            "model.options.backbone",
+            "tf_efficientnet_lite0",
+            "small enough for any machine, and its weights come in a package",
+        ),
+        Choice(
+            "model.options.channels",
+            channels,
+            f"{pictures} pictures to learn from, {MANY} are many",
+        ),
+        Choice(
+            "model.options.stages",
+            stages,
+            f"a cell of a {14 << (stages - 1)} x {14 << (stages - 1)} mask covers "
+            f"{typical / (14 << (stages - 1)):.1f} pixels of an object of {typical:.0f}, larger "
+            "than three quarters",
+        ),
+        Choice(
+            "model.options.detector.anchor_scale",
+            anchor,
+            f"the smallest anchor is {anchor * STRIDE:.0f} pixels, small objects are {small:.0f}",
+        ),
+        Choice(
+            "model.options.detector.detections",
+            detections,
+            f"there are up to {figures['objects_a_picture']['max']} objects a picture",
+        ),
+    ]
+    if crop:
+        chosen.append(
+            Choice("data.crop", crop, f"large objects are {big:.0f} pixels: parts are enough")
+        )
+    if pictures < MANY:
+        chosen.append(Choice("data.colour", 0.2, "few pictures: light and stain will vary more"))
+    if figures["imbalance"]["max_by_min"] >= RARE:
+        shares = [e["pictures"] / figures["pictures"] for e in figures["classes"] if e["pictures"]]
+        share = float(f"{np.median(shares):.1g}")
+        chosen.append(Choice("data.repeat_threshold", share, "some classes are rare"))
+    passes = steps * batch / pictures
+    chosen += [
+        Choice("train.batch_size", batch, f"pictures of {crop or side} pixels at a time"),
+        Choice("train.steps", steps, f"{passes:.0f} passes over {pictures} pictures"),
+    ]
+    if validates:
+        chosen += [
+            Choice(
+                "train.validate_every",
+                round(steps / EVALUATIONS / epoch, 3),
+                f"epochs: {EVALUATIONS} evaluations, the best model is kept",
+            ),
+            Choice(
+                "train.patience",
+                PATIENCE,
+                f"training ends when {PATIENCE} evaluations found nothing better",
+            ),
+        ]
+    return chosen
+
+
+#: what no figure of a set decides: the recipe ``brefine_lite0``, and averaged weights
+FIXED: dict[str, Any] = {
+    "model": {
+        "method": "brefine",
+        "options": {
+            "detector": {
+                "fpn_norm": "group",
+                "box_hidden": 256,
+                "mask_rois": 24,
+                "balance_floor": 0.2,
+            }
+        },
+        "weights": "imagenet",
+    },
+    "train": {
+        "optimizer": "adamw",
+        "lr": 1e-3,
+        "warmup_steps": 50,
+        "schedule": "cosine",
+        "clip_norm": 5.0,
+        "ema": 0.99,
+    },
+}
+
+
+def compose(choices: Sequence[Choice]) -> Recipe:
+    """The recipe that the choices make, without data."""
+    values: dict[str, Any] = json.loads(json.dumps({"data": {}, **FIXED}))  # a copy
+    for key, value, _ in choices:
+        *sections, name = key.split(".")
+        place = values
+        for section in sections:
+            place = place[section]
+        place[name] = value
+    detector = values["model"]["options"]["detector"]
+    most = detector["detections"]
+    # Twice as many proposals as objects that may be there, and twice as many candidates.
+    detector["proposals"] = (max(300, most), max(200, 2 * most))
+    detector["candidates"] = (max(500, 2 * most), max(300, 2 * most))
+    return Recipe.parse(values, "finetune")
+
+
+def describe(
+    figures: dict[str, Any], choices: Sequence[Choice], recipe: Recipe, *, held_out: int
+) -> list[str]:
+    """What is known, and each choice with its reason, one line each."""
+    pictures, classes = figures["pictures"], len(figures["classes"])
+    lines = [
+        f"{pictures} pictures, {figures['objects']} objects, {classes} "
+        f"class{'es' if classes > 1 else ''}"
+    ]
+    if held_out:
+        lines.append(
+            f"  validation: {held_out} pictures held out, {pictures - held_out} to learn from: "
+            f"{recipe.data.val}; pictures of one place or video on both sides flatter the "
+            "figures: give --val then"
+        )
+    elif recipe.data.val:
+        lines.append(f"  validation: {recipe.data.val}")
+    else:
+        lines.append(
+            f"  validation: none: of fewer than {FEWEST} pictures none is held out. So nothing "
+            "is known of how good the model will be, the last one is kept, and objects are "
+            "reported from a score of 0.5 on; give --val to change that"
+        )
+    values = recipe.model_dump()
+    for key, value, why in choices:
+        final: Any = values
+        for part in key.split("."):  # what was set may have another form than what was chosen
+            final = final.get(part) if isinstance(final, dict) else None
+        shown = _show(final)
+        lines.append(f"  {key} = {shown}: {why if shown == _show(value) else 'as you said'}")
+    smallest = figures["network_size"]["p25"] * recipe.data.short_side[-1]
+    smallest /= figures["network"]["short_side"]
+    if smallest < 2 * STRIDE:
+        lines.append(
+            f"  a quarter of the objects stay below {smallest:.0f} pixels, two cells of the "
+            "features: cut the pictures into tiles"
+        )
+    few = [entry["name"] for entry in figures["classes"] if entry["objects"] < 10]
+    if few:
+        more = f" and {len(few) - 5} more" if len(few) > 5 else ""
+        lines.append(f"  fewer than 10 objects to learn from: {', '.join(few[:5])}{more}")
+    return lines
+
+
+def _has_gpu() -> bool:
+    return torch.cuda.is_available()
+
+
+def _whole(side: float) -> int:
+    """The multiple of STEP nearest to a side, at least two of it."""
+    return max(2, round(side / STEP)) * STEP
+
+
+def _times(scale: float) -> str:
+    if scale == 1:
+        return "kept as they are"
+    return f"enlarged {scale:.2g} times" if scale > 1 else f"shrunk {1 / scale:.2g} times"
+
+
+def _show(value: Any) -> str:
+    return str(list(value)) if isinstance(value, tuple) else f"{value}"
