@@ -1,5 +1,9 @@
 """Every recipe that ships is checked: it parses, builds its model, and its header says how to."""
 
+import itertools
+import json
+import math
+import shutil
 from pathlib import Path
 from typing import Any, cast
 
@@ -8,9 +12,16 @@ import torch
 import yaml
 from torch import nn
 
+from brefine.data import toy
+from brefine.data.loader import train_loader
+from brefine.data.read import read
 from brefine.methods import create
 from brefine.parts.two_stage import TwoStage
 from brefine.recipe import Recipe
+from brefine.reproduce import locate
+from brefine.train import Learner
+from conftest import TINY
+from test_cityscapes import write as write_cityscapes
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
@@ -69,3 +80,64 @@ def test_what_is_compared_differs_in_the_method_alone(pair: tuple[str, str]) -> 
     assert one.model.method != other.model.method
     for key in ("backbone", "channels"):
         assert one.model.options.get(key) == other.model.options.get(key)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Toy pictures where the recipes look for theirs: COCO 2017, LVIS v1, Cityscapes, and plain."""
+    folder = tmp_path_factory.mktemp("recipes") / "data"
+    toy.draw(folder, train=3, val=1, size=(64, 96), seed=2, progress=False)
+    labels = json.loads((folder / "train.json").read_text())
+    for name in ("train2017", "val2017"):
+        shutil.copytree(folder / "images", folder / "coco" / name)
+        annotations = folder / "coco/annotations"
+        annotations.mkdir(exist_ok=True)
+        (annotations / f"instances_{name}.json").write_text(json.dumps(labels))
+    for image in labels["images"]:
+        url = f"http://images.cocodataset.org/train2017/{image.pop('file_name')}"
+        image |= {"coco_url": url, "neg_category_ids": [], "not_exhaustive_category_ids": []}
+    for entry in labels["categories"]:
+        entry |= {"frequency": "rfc"[entry["id"] % 3], "image_count": 1, "instance_count": 2}
+    (folder / "lvis").mkdir()
+    for name in ("train", "val"):
+        (folder / f"lvis/lvis_v1_{name}.json").write_text(json.dumps(labels))
+        write_cityscapes(folder / "cityscapes", splits=(name,), pictures=2)
+    return folder
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_trains_on_data_of_its_layout(path: Path, data: Path) -> None:
+    """Two steps with everything the recipe says but a small trunk, pictures and heads."""
+    recipe = locate(Recipe.load(path), data)
+    values = recipe.model_dump()
+    options = values["model"]["options"]
+    options |= TINY | {"detector": {**options.get("detector", {}), **TINY["detector"]}}
+    options["detector"] |= {"candidates": (50, 50), "proposals": (20, 20), "mask_rois": 4}
+    values["data"] |= {"short_side": (64,), "long_side": 128, "workers": 0}
+    recipe = Recipe.parse(values, path.stem)
+    assert recipe.data.train is not None
+    assert recipe.data.val is not None
+    dataset = read(recipe.data.train, recipe.data.images, split="train", quiet=True)
+    held_out = read(recipe.data.val, recipe.data.val_images or recipe.data.images, quiet=True)
+    assert held_out.categories == dataset.categories
+    assert all(picture.file.is_file() for picture in held_out.pictures)
+
+    loader = train_loader(dataset, recipe.data, batch_size=recipe.train.batch_size, seed=0)
+    model = cast(
+        nn.Module,
+        create(recipe.model.method, len(dataset.categories), **recipe.model.options),
+    )
+    learner = Learner(model, recipe.train, steps=2, epoch=len(loader), devices=1)
+    optimizer = learner.configure_optimizers()["optimizer"]
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    losses = []
+    for step, batch in zip(range(2), itertools.cycle(loader), strict=False):
+        loss = learner.training_step(batch, step)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert all(map(math.isfinite, losses))
+    moved = {name.split(".")[0] for name, value in model.named_parameters()
+             if not torch.equal(value, before[name])}  # fmt: skip
+    assert {"trunk", "rpn", "box_head", "mask_head"} <= moved

@@ -8,9 +8,9 @@ variant differs from its method in what ``VARIANTS`` says. Finished cells are le
 interrupted ones go on from their checkpoint, so stop it and start it as you like. Each cell
 leaves one json in the folder of results, from which ``table.py`` makes the tables.
 
-A set's PATH holds ``train.json`` and ``val.json`` (COCO) and ``images``; sets without a PATH and methods without a recipe are
-left out, and the toy set is drawn. From ``coco`` come two sets: its people, and all its objects
-as one class.
+A set's PATH holds ``train.json`` and ``val.json`` (COCO) and ``images``. Sets without a PATH and
+methods without a recipe are left out, and the toy set is drawn. From ``coco`` come two sets: its
+people, and all its objects as one class.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 from brefine.data import toy
 from brefine.files import replacing
-from brefine.progress import console, track
+from brefine.progress import console
 from brefine.recipe import Recipe
 from brefine.reproduce import run, shrink
 from brefine.structures import InputError
@@ -124,8 +124,8 @@ def main() -> int:
     sets = {name: prepare(name, sources, options.work / "sets") for name in {c.set for c in todo}}
     commit = _commit()
     failed = []
-    for cell in track(todo, "cells", len(todo)):
-        console.rule(str(cell))
+    for number, cell in enumerate(todo, 1):
+        console.rule(f"cell {number} of {len(todo)}: {cell}")
         try:
             run_cell(cell, sets[cell.set], options.work / "runs", options.results, commit)
         except InputError as error:

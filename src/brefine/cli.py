@@ -498,6 +498,31 @@ def demo(
 
 
 @app.command()
+def reproduce(
+    tables: Annotated[
+        list[str], typer.Argument(metavar="TABLE...", help="table1, table3 to table8, figure1, 2.")
+    ],
+    data: Annotated[
+        Path, typer.Option(help="Folder with coco, lvis or cityscapes, or one of them itself.")
+    ],
+    scale: Annotated[
+        Literal["full", "small"],
+        typer.Option(help="small: a small trunk, few pictures and steps, any labelled set."),
+    ] = "full",
+    out: Annotated[
+        Path | None, typer.Option(help="Tables, results and runs.  [default: runs/SCALE]")
+    ] = None,
+    settings: Settings = None,
+) -> None:
+    """Train and evaluate the rows of the paper's tables, beside its figures; goes on if stopped."""
+    from brefine.reproduce import reproduce
+
+    for name in tables:
+        place = out or Path("runs") / scale
+        reproduce(name, data, place, small=scale == "small", settings=settings or [])
+
+
+@app.command()
 def toy(
     folder: Annotated[Path, typer.Argument(help="New or empty folder.")],
     train: Annotated[int, typer.Option(min=0, help="Training pictures.")] = 200,
