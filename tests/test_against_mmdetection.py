@@ -3,6 +3,9 @@
 import pytest
 import torch
 
+from brefine.methods.mask_scoring import mask_scoring
+from brefine.parts import roi
+from brefine.parts.two_stage import Truth
 from mmdet_golden import DEEP, SHALLOW, Golden, assert_same_results, build
 
 
@@ -71,6 +74,88 @@ class TestMaskRCNN:
         model.rpn.propose = lambda *_, **__: golden.pair("in/proposals_{}")
         pairs = {"cls": "loss_cls", "box": "loss_bbox", "mask": "loss_mask"}
         compare(golden, named(golden, model), pairs)
+
+
+class TestPointRend:
+    @pytest.fixture(scope="class")
+    def golden(self) -> Golden:
+        return Golden("pointrend")
+
+    @pytest.fixture(scope="class")
+    def model(self, golden: Golden) -> torch.nn.Module:
+        sizes = {"hidden": 48, "point_channels": 24, "subdivisions": 3, "train_points": 49}
+        return build(golden, "pointrend", **sizes, detector={"detections": 5})
+
+    def test_heads(self, golden, model):
+        rows = roi.rows(golden.pair("out/det/bboxes_{}"))
+        labels = torch.cat(golden.pair("out/det/labels_{}"))
+        points = golden["in/points"][: len(rows)]
+        head, features = model.mask_head, golden.features()
+        with torch.no_grad():
+            coarse = head.predict_coarse(features, rows)
+            refined = head(features, rows, labels)
+            decided = torch.stack(
+                [head.decide(features, rows, torch.full_like(labels, label), points, coarse)
+                 for label in range(5)], 1
+            )  # fmt: skip
+        torch.testing.assert_close(coarse, golden["out/mask_head/coarse_logits"], **SHALLOW)
+        torch.testing.assert_close(decided, golden["out/point/logits"], **SHALLOW)
+        expected = torch.cat(golden.pair("out/point/refined_logits_{}"))
+        torch.testing.assert_close(refined, expected, **DEEP)
+
+    def test_results(self, golden, model):
+        assert_same_results(golden, model)
+
+    def test_losses(self, golden, model):
+        points = golden["in/points_train"]
+        model.mask_head.sample = lambda coarse: points[: len(coarse)]
+        pairs = {"cls": "loss_cls", "box": "loss_bbox", "mask": "loss_mask", "point": "loss_point"}
+        compare(golden, named(golden, model), pairs)
+
+
+class TestMaskScoring:
+    @pytest.fixture(scope="class")
+    def golden(self) -> Golden:
+        return Golden("mask_scoring")
+
+    @pytest.fixture(scope="class")
+    def model(self, golden: Golden) -> torch.nn.Module:
+        return build(golden, "mask_scoring", num_convs=2, iou_hidden=32, binarize=0.5)
+
+    def test_heads(self, golden, model):
+        rows = roi.rows(golden.pair("out/det/bboxes_{}"))
+        labels = torch.cat(golden.pair("out/det/labels_{}"))
+        head, features = model.mask_head, golden.features()
+        with torch.no_grad():
+            logits = head(features, rows, labels)
+            judged = head.quality(features, rows, labels, logits)
+        torch.testing.assert_close(logits, golden["out/mask_head/logits"], **SHALLOW)
+        expected = golden["out/mask_iou/pred_det"][torch.arange(len(labels)), labels]
+        torch.testing.assert_close(judged, expected, **SHALLOW)
+
+    def test_results(self, golden, model):
+        # MMDetection keeps the order of the box scores
+        assert_same_results(golden, model, order=lambda s: s.argsort(descending=True))
+
+    def test_losses(self, golden, model):
+        pairs = {"cls": "loss_cls", "box": "loss_bbox", "mask": "loss_mask",
+                 "mask_iou": "loss_mask_iou"}  # fmt: skip
+        compare(golden, named(golden, model), pairs)
+
+    def test_true_iou(self, golden, model):
+        """Of MMDetection's logits: with its threshold the same, with the paper's the IoU."""
+        proposals = golden.pair("in/proposals_{}")
+        rows = roi.rows([b[golden[f"out/target/pos_inds_{i}"]] for i, b in enumerate(proposals)])
+        index = torch.cat(golden.pair("out/target/pos_gt_inds_{}"))
+        truth = Truth(rows, index, golden.targets(), model.convention)
+        torch.testing.assert_close(truth.share(), golden["out/mask_iou/area_ratios"])
+        logits = golden["out/mask_iou/pos_mask_logits"]
+        found = model.mask_head.true_iou(logits, truth(28), truth.share())
+        torch.testing.assert_close(found, golden["out/mask_iou/targets"], **SHALLOW)
+        plain = mask_scoring(5, backbone="lcnet_035", channels=8, iou_hidden=8).mask_head
+        masks = (torch.rand(3, 28, 28) > 0.4).float()
+        exact = plain.true_iou(0.1 * (2 * masks - 1), masks, torch.tensor([1.0, 0.5, 0.25]))
+        torch.testing.assert_close(exact, torch.tensor([1.0, 0.5, 0.25]))
 
 
 def golden_rows(golden: Golden) -> torch.Tensor:

@@ -32,6 +32,21 @@ CASES = [
     ("brefine", {"ranking": False, "mask_loss": "bce", "stages": 2, "context": False}),
     ("brefine", {"stages": 1, "dilations": (1, 2), "residual": False, "norm": "group"}),
     ("brefine", {"widths": (32, 16, 8), "detail": 8, "early_exit": 1.0}),
+    # Points in a grid: random ones are others for the same RoI in another place.
+    ("pointrend", {"sampling": "grid", "hidden": 64, "point_channels": 16}),
+    (
+        "pointrend",
+        {
+            "sampling": "grid",
+            "point_layers": 1,
+            "points": 50,
+            "subdivisions": 3,
+            "ranking": True,
+            "mask_loss": "boundary",
+        },
+    ),
+    ("mask_scoring", {"iou_hidden": 64}),
+    ("mask_scoring", {"iou_hidden": 64, "ranking": True, "mask_loss": "boundary"}),
 ]
 NAMES = [f"{name}-{'-'.join(map(str, options.values())) or 'default'}" for name, options in CASES]
 
@@ -176,7 +191,7 @@ def worst_iou(model: nn.Module, images: Images, target: Instances) -> float:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_overfits_one_picture(name):
-    model = build(name)
+    model = build(name, **next(options for method, options in CASES if method == name))
     target = scene(3, seed=5)
     images, targets = batch(target)
     optimizer = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=0)

@@ -80,7 +80,11 @@ class Graph(nn.Module):
         rows = torch.cat([image[:, None].float(), boxes], 1)
         logits = model.mask_head(features, rows, labels)
         quality = model.quality(features, rows, labels, logits)
-        scores = scores if quality is None else scores * quality
+        if quality is not None:
+            scores = (scores * quality).clamp(0, 1)
+            order = (2 * image - scores).argsort(stable=True)  # picture by picture, best first
+            parts = [part[order] for part in (boxes, labels, scores, image, logits)]
+            boxes, labels, scores, image, logits = parts
         return boxes, labels, scores, image, logits
 
     def _propose(self, features: Sequence[Tensor], limit: Tensor) -> Tensor:

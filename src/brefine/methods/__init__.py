@@ -9,10 +9,17 @@ from pydantic import ValidationError, validate_call
 
 from brefine.methods.brefine import brefine
 from brefine.methods.mask_rcnn import mask_rcnn
+from brefine.methods.mask_scoring import mask_scoring
+from brefine.methods.pointrend import pointrend
 from brefine.recipe import describe
 from brefine.structures import InputError, Segmenter
 
-METHODS: dict[str, Callable[..., Segmenter]] = {"mask_rcnn": mask_rcnn, "brefine": brefine}
+METHODS: dict[str, Callable[..., Segmenter]] = {
+    "mask_rcnn": mask_rcnn,
+    "brefine": brefine,
+    "pointrend": pointrend,
+    "mask_scoring": mask_scoring,
+}
 
 
 def create(name: str, num_classes: int, **options: Any) -> Segmenter:

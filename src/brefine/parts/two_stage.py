@@ -363,7 +363,7 @@ class TwoStage(nn.Module):
             mine = slice(start, start + count)
             found.append(replace(instances, logits=logits[mine], margin=margin))
             if quality is not None and instances.scores is not None:
-                scores = instances.scores * quality[mine]
+                scores = (instances.scores * quality[mine]).clamp(0, 1)
                 best = scores.sort(descending=True, stable=True).indices
                 found[-1] = replace(found[-1], scores=scores)[best]
             start += count
@@ -372,11 +372,11 @@ class TwoStage(nn.Module):
     def quality(
         self, features: Sequence[Tensor], rows: Tensor, labels: Tensor, logits: Tensor
     ) -> Tensor | None:
-        """What the mask head says of its masks, ``[R]`` in 0..1; None: it says nothing."""
+        """What the mask head says of its masks, ``[R]``; None: it says nothing."""
         judge = getattr(self.mask_head, "quality", None)
         if judge is None:
             return None
-        judged: Tensor = judge(features, rows, labels, logits).float().clamp(0, 1)
+        judged: Tensor = judge(features, rows, labels, logits).float()
         return judged
 
     def _masks(self, features: Sequence[Tensor], rows: Tensor, labels: Tensor) -> Tensor:

@@ -1,0 +1,70 @@
+"""Every method exports, and the file finds what the model finds; or it says why not."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+
+from brefine import weights
+from brefine.data.toy import CATEGORIES
+from brefine.export import export
+from brefine.methods import METHODS, create
+from brefine.recipe import Recipe
+
+OPTIONS: dict[str, Any] = {
+    "backbone": "test_resnet",
+    "channels": 16,
+    "detector": {
+        "box_hidden": 32,
+        "detections": 10,
+        "candidates": [200, 100],
+        "proposals": [100, 50],
+        "norm": "batch",
+        "frozen_stages": 0,
+    },
+}
+#: what makes a method small, or why it cannot be exported
+SMALL: dict[str, Any] = {
+    "pointrend": {"hidden": 32, "point_channels": 16, "subdivisions": 3},
+    "mask_scoring": {"iou_hidden": 32},
+}
+#: test_export.py looks closer at these
+ELSEWHERE = {"mask_rcnn", "brefine"}
+
+
+def save(method: str, folder: Path) -> None:
+    """A model folder whose scores and masks differ: the last layers have large weights."""
+    torch.manual_seed(1)
+    recipe = Recipe.parse(
+        {
+            "model": {"method": method, "options": {**OPTIONS, **SMALL.get(method, {})}},
+            "data": {"short_side": 96, "long_side": 128},
+            "train": {"steps": 1, "lr": 0.001},
+        },
+        "tiny",
+    )
+    model: Any = create(method, len(CATEGORIES), **recipe.model.options)
+    model.rpn.objectness.weight.data *= 20
+    model.rpn.deltas.weight.data *= 3
+    for path, layer in model.named_modules():
+        if path.startswith("box_head") and path.endswith(".deltas"):
+            layer.weight.data *= 100
+        elif path in weights.class_layers(model, "rows"):
+            layer.weight.data *= 0.3 / layer.weight.std()
+    weights.save(folder, model, recipe, CATEGORIES)
+
+
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - ELSEWHERE))
+def test_exports(method: str, tmp_path: Path) -> None:
+    save(method, tmp_path / "model")
+    parity = export(tmp_path / "model", tmp_path / "model.onnx")
+    assert parity.good
+    assert parity.objects > 100
+    model = onnx.load(tmp_path / "model.onnx")
+    assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}
+    said = {entry.key: entry.value for entry in model.metadata_props}
+    assert said["method"] == method
+    assert json.loads(said["short_side"]) == 96
