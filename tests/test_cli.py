@@ -61,7 +61,7 @@ def test_train_evaluate_predict_info(
     assert out.strip() == "runs/tiny/best"
     assert "2 steps" in err
     run_folder = Path("runs/tiny")
-    assert {"best", "last", "recipe.yaml", "checkpoint.ckpt"} <= {
+    assert {"best", "last", "recipe.yaml", "checkpoints"} <= {
         path.name for path in run_folder.iterdir()
     }
     one_line(run("train", "tiny.yaml", *settings), "runs/tiny", "already")

@@ -130,7 +130,7 @@ def test_an_interrupted_row_goes_on_from_its_checkpoint(pictures, tmp_path, monk
         patch.setattr(reproduce.Report, "load", broken)  # after training, before the result
         with pytest.raises(KeyboardInterrupt):
             reproduce.run("row", recipe, **places)
-    assert (tmp_path / "runs/row/checkpoint.ckpt").is_file()
+    assert any((tmp_path / "runs/row/checkpoints").iterdir())
     other = recipe.with_settings(["train.lr=0.5"])
     assert reproduce.run("row", recipe, **places)["resumed"]
     (tmp_path / "results/row.json").unlink()

@@ -141,7 +141,7 @@ def run_cell(cell: Cell, data: dict[str, Any], runs: Path, results: Path, commit
     recipe = recipe_of(cell, data, runs)
     run(str(cell), recipe, runs=runs, results=results, commit=commit)
     shutil.rmtree(runs / str(cell) / "last", ignore_errors=True)
-    (runs / str(cell) / "checkpoint.ckpt").unlink(missing_ok=True)
+    shutil.rmtree(runs / str(cell) / "checkpoints", ignore_errors=True)
 
 
 def recipe_of(cell: Cell, data: dict[str, Any], runs: Path) -> Recipe:

@@ -326,7 +326,7 @@ def run(
         if result["recipe"] != settings:
             raise InputError(f"{file}: of other settings: remove it, or choose another folder")
         return result
-    resume = (folder / "checkpoint.ckpt").is_file()
+    resume = any((folder / "checkpoints").glob("step_*"))
     resume = resume and Recipe.load(folder / "recipe.yaml") == recipe
     if not resume:
         shutil.rmtree(folder, ignore_errors=True)
