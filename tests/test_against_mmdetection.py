@@ -158,6 +158,63 @@ class TestMaskScoring:
         torch.testing.assert_close(exact, torch.tensor([1.0, 0.5, 0.25]))
 
 
+def compare_stages(golden: Golden, model: torch.nn.Module) -> None:
+    """Each stage's outputs at MMDetection's RoIs, and what all of them make of the first."""
+    features = model.features(golden.images())
+    head = model.box_head
+    for stage in range(3):
+        rows = golden[f"out/stage{stage}/rois"]
+        logits, deltas = head.stages[stage](features, rows)
+        torch.testing.assert_close(logits, golden[f"out/stage{stage}/cls_score"], **SHALLOW)
+        torch.testing.assert_close(deltas[:, 0], golden[f"out/stage{stage}/bbox_pred"], **SHALLOW)
+    limits = roi.limits(golden["out/stage0/rois"], golden.images().sizes)
+    scores, _ = head.score(features, golden["out/stage0/rois"], limits)
+    expected = golden["out/avg_cls_logits"].softmax(1)[:, :-1]
+    torch.testing.assert_close(scores, expected, **DEEP)
+
+
+STAGES = {
+    f"stage{stage}_{ours}": f"s{stage}.loss_{theirs}"
+    for stage in range(3)
+    for ours, theirs in {"cls": "cls", "box": "bbox", "mask": "mask"}.items()
+}
+
+
+class TestCascade:
+    @pytest.fixture(scope="class")
+    def golden(self) -> Golden:
+        return Golden("cascade")
+
+    @pytest.fixture(scope="class")
+    def model(self, golden: Golden) -> torch.nn.Module:
+        return build(golden, "cascade", num_convs=2, classify="own")
+
+    def test_heads(self, golden, model):
+        with torch.no_grad():
+            compare_stages(golden, model)
+            found = model.predict(golden.images(), golden.detections())
+        masks = torch.cat([instances.logits for instances in found])
+        torch.testing.assert_close(masks.sigmoid(), golden["out/mask/avg_prob_of_label"], **SHALLOW)
+
+    def test_results(self, golden, model):
+        assert_same_results(golden, model)
+
+    def test_losses(self, golden, model):
+        compare(golden, named(golden, model), STAGES)
+
+    def test_classifiers_look_at_the_last_boxes_by_default(self, golden):
+        model = build(golden, "cascade", num_convs=2)
+        last, features = golden["out/stage2/rois"], golden.features()
+        first = golden["out/stage0/rois"]
+        with torch.no_grad():
+            scores, _ = model.box_head.score(
+                features, first, roi.limits(first, golden.images().sizes)
+            )
+            logits = [head(features, last)[0] for head in model.box_head.stages]
+        expected = torch.stack(logits).mean(0).softmax(1)[:, :-1]
+        torch.testing.assert_close(scores, expected, **DEEP)
+
+
 def golden_rows(golden: Golden) -> torch.Tensor:
     """The fixed proposals as RoIs."""
     pair = golden.pair("in/proposals_{}")

@@ -82,7 +82,8 @@ class Graph(nn.Module):
         quality = model.quality(features, rows, labels, logits)
         if quality is not None:
             scores = (scores * quality).clamp(0, 1)
-            order = (2 * image - scores).argsort(stable=True)  # picture by picture, best first
+            # picture by picture, best first
+            order = (scores - 2 * image).topk(scores.shape[0]).indices
             parts = [part[order] for part in (boxes, labels, scores, image, logits)]
             boxes, labels, scores, image, logits = parts
         return boxes, labels, scores, image, logits

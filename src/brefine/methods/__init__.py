@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ValidationError, validate_call
 
 from brefine.methods.brefine import brefine
+from brefine.methods.cascade import cascade
 from brefine.methods.mask_rcnn import mask_rcnn
 from brefine.methods.mask_scoring import mask_scoring
 from brefine.methods.pointrend import pointrend
@@ -19,6 +20,7 @@ METHODS: dict[str, Callable[..., Segmenter]] = {
     "brefine": brefine,
     "pointrend": pointrend,
     "mask_scoring": mask_scoring,
+    "cascade": cascade,
 }
 
 

@@ -243,8 +243,7 @@ def detect(
 ) -> list[Instances]:
     """Detections of each picture after class-wise NMS, best first."""
     rows = roi.rows(proposals)
-    limits = sizes.flip(1).repeat(1, 2).to(rows)[rows[:, 0].long()]
-    scores, boxes = head.score(features, rows, limits)
+    scores, boxes = head.score(features, rows, roi.limits(rows, sizes))
     counts = [len(proposal) for proposal in proposals]
     found = []
     for box, score, size in zip(

@@ -21,6 +21,11 @@ def rows(boxes: Sequence[Tensor]) -> Tensor:
     return torch.cat(parts)
 
 
+def limits(rois: Tensor, sizes: Tensor) -> Tensor:
+    """(width, height, width, height) ``[R, 4]`` of each RoI's picture; ``sizes [B, 2]`` (h, w)."""
+    return sizes.flip(1).repeat(1, 2).to(rois)[rois[:, 0].long()]
+
+
 def level(rois: Tensor, levels: int, finest: float = 56.0) -> Tensor:
     """Pyramid level ``[R]`` of each RoI by its size (FPN paper, eq. 1).
 
