@@ -16,7 +16,8 @@ WORKERS ?= 2
 OUT ?= demo
 SEED ?= 0
 
-.PHONY: setup demo test lint bench bench-losses bench-roi bench-data bench-evaluate bench-predict clean
+.PHONY: setup demo test lint bench bench-losses bench-roi bench-data bench-evaluate bench-predict \
+	bench-speed bench-train-step bench-peers clean
 
 setup: $(installed)
 
@@ -52,6 +53,16 @@ bench-evaluate: $(installed)
 
 bench-predict: $(installed)
 	$(PYTHON) benchmarks/predict.py
+
+# the next three take hours, and fill tables of docs/speed.md
+bench-speed: $(installed)
+	$(PYTHON) benchmarks/speed.py
+
+bench-train-step: $(installed)
+	$(PYTHON) benchmarks/train_step.py
+
+bench-peers: $(installed)
+	$(PYTHON) benchmarks/peers.py
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,6 +1,8 @@
 """Profiles: what is metered is what predicts, its parts are the whole, and MACs are right."""
 
+import importlib.util
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from torch import nn
 from brefine import cli, speed
 from brefine.data.pictures import network_size
 from brefine.parts import masks, roi, two_stage
-from brefine.structures import Instances
+from brefine.structures import Images, Instances
 from conftest import TINY, tiny_recipe
 
 CHANNELS, HIDDEN, PROPOSALS, DETECTIONS, CLASSES = 16, 32, 30, 5, 3
@@ -329,3 +331,85 @@ def test_bad_input_is_one_line(
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert part in err
+
+
+# --- the benchmarks
+
+
+def benchmark(name: str) -> Any:
+    """The module of ``benchmarks/NAME.py``."""
+    path = Path(__file__).parents[1] / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+PAGE = "before\n{0}old figures\n{1}\nafter\n"
+
+
+def test_bench_speed_compares_resumes_and_writes_its_tables(
+    recipes: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench = benchmark("speed")
+    page, results = tmp_path / "speed.md", tmp_path / "results" / "speed.json"
+    page.write_text(PAGE.format(*bench.MARKS))
+    files = ["--page", page, "--results", results, "--classes", CLASSES, "--skip-peaks"]
+    models = ["--full", recipes["brefine"], "--baseline", recipes["mask_rcnn"]]
+    sizes = ["--short-side", 96, "--threads", 1, "--rounds", 1, "--light", "nothing"]
+
+    def run(*more: object) -> str:
+        bench.main([str(each) for each in (*files, *models, *sizes, *more)])
+        return capsys.readouterr().err
+
+    err = run("--detections", 2, 4, "--ways", "brefine", "*naive", "*eager")
+    assert "nothing: no such recipe: left out" in err
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    assert "old figures" not in text
+    assert "| way | 2 | 4 |" in text
+    values = json.loads(results.read_text())
+    assert set(values["cases"]) == {"96/1/2", "96/1/4"}
+    for key, ways in values["cases"].items():
+        assert set(ways) == {"torchvision", "brefine", "brefine:naive", "brefine:eager"}
+        base = ways["torchvision"]
+        for way, record in ways.items():
+            assert str(record["objects"]) == key.rpartition("/")[2], way
+            assert record["cpu_ratio"] == pytest.approx(record["cpu"] / base["cpu"])
+            assert f"{record['cpu_ratio']:.2f} ({record['cpu']:.2f} s)" in text
+    assert 0 < values["difference"]["96"] < 1e-4
+    run("--detections", 2, 4, 6, "--ways", "brefine", "mask_rcnn")
+    again = json.loads(results.read_text())["cases"]
+    for key in values["cases"]:
+        assert again[key]["brefine"] == values["cases"][key]["brefine"]
+        assert again[key]["mask_rcnn"]["rounds"] == 1
+    assert set(again["96/1/6"]) == {"torchvision", "brefine", "mask_rcnn"}
+    assert page.read_text().count("| way | 2 | 4 | 6 |") == 1
+
+
+def test_naive_head_is_the_head_of_the_model(recipes: dict[str, Path]) -> None:
+    bench = benchmark("speed")
+    model = bench.settle(bench.build(bench.Recipe.load(recipes["brefine"]), CLASSES))
+    forced = speed.Forced.draw((96, 128), 9, 9, CLASSES)
+    rois = roi.rows([forced.boxes])
+    with torch.inference_mode():
+        features = model.features(Images.stack([speed.as_pixels(speed.draw_picture((96, 128)))]))
+        logits = model.mask_head(features, rois, forced.labels)
+        naive = bench.NaiveHead(model.mask_head)(features, rois, forced.labels)
+    assert 1 < logits.std() < 16  # as those of a trained model
+    assert torch.allclose(logits, naive, atol=1e-4)
+    other = (forced.labels + 1) % CLASSES
+    assert not torch.allclose(logits, model.mask_head(features, rois, other), atol=0.1)
+
+
+def test_page_without_marks_is_refused(tmp_path: Path) -> None:
+    bench = benchmark("speed")
+    page = tmp_path / "speed.md"
+    page.write_text("no marks")
+    with pytest.raises(SystemExit, match="lacks the lines"):
+        bench.main(["--tables-only", "--page", str(page), "--results", str(tmp_path / "r.json")])
+    assert page.read_text() == "no marks"
