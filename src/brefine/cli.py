@@ -133,6 +133,9 @@ def train(
     auto_resume: Annotated[
         bool, typer.Option("--auto-resume", help="The same if there is one, else start it.")
     ] = False,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="The same bits each time: train.deterministic.")
+    ] = False,
 ) -> None:
     """Train a model as a recipe says, or as suits the pictures (--preset finetune)."""
     if preset:
@@ -154,7 +157,8 @@ def train(
         raise typer.BadParameter("name a recipe, or give --preset finetune and --data")
     from brefine.recipe import Recipe
 
-    chosen = Recipe.load(recipe).with_settings(settings or [])
+    asked = [*(settings or []), *(["train.deterministic=true"] if deterministic else [])]
+    chosen = Recipe.load(recipe).with_settings(asked)
     from brefine.train import train
 
     run = out or Path("runs") / recipe.stem

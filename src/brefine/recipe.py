@@ -137,6 +137,8 @@ class DataRecipe(Section):
         repeat_threshold: share of the pictures below which a class is rare, and its pictures come
             more often (LVIS: 0.001); None: all pictures come alike.
         repeats: passes over the training set that make up an epoch.
+        semantic: folder of maps for training, for methods that learn from them: a grey or palette
+            PNG for each picture, of its name and size, with the class of each pixel (255: unknown).
         workers: loader processes.
     """
 
@@ -157,7 +159,15 @@ class DataRecipe(Section):
     group_by_aspect: bool = True
     repeat_threshold: float | None = Field(default=None, gt=0, le=1)
     repeats: Positive = 1
+    semantic: Path | None = None
     workers: int = Field(default=2, ge=0)
+
+    @field_validator("semantic")
+    @classmethod
+    def _fits_pasting(cls, semantic: Path | None, info: ValidationInfo) -> Path | None:
+        if semantic and info.data.get("copy_paste"):
+            raise ValueError("pasted objects are in no map: leave out copy_paste")
+        return semantic
 
     @field_validator("jitter")
     @classmethod
@@ -192,6 +202,8 @@ class TrainRecipe(Section):
         clip_norm: largest gradient norm; None: no clipping.
         precision: of Lightning's Trainer.
         seed: of everything random.
+        deterministic: the same weights bit for bit from the same seed on the same machine, with
+            any number of workers; slower on a GPU.
         validate_every: epochs between evaluations; None: at the end only.
         patience: evaluations without a better mask AP after which training ends; None: never.
         checkpoint_every: steps between checkpoints; None: an epoch, at most 1000.
@@ -215,6 +227,7 @@ class TrainRecipe(Section):
     clip_norm: float | None = Field(default=None, gt=0)
     precision: Literal["32-true", "16-mixed", "bf16-mixed", "64-true"] = "32-true"
     seed: int = Field(default=0, ge=0, lt=2**32)
+    deterministic: bool = False
     validate_every: float | None = Field(default=None, gt=0)
     patience: Positive | None = None
     checkpoint_every: Positive | None = None

@@ -127,6 +127,8 @@ def train(
     )
     resumed = found and found[0]
     del found  # as large as the model and its optimiser
+    strict = torch.are_deterministic_algorithms_enabled()
+    strict_warns = torch.is_deterministic_algorithms_warn_only_enabled()
     with warnings.catch_warnings():
         # Hints for people who write Lightning code, not for those who run a recipe.
         warnings.filterwarnings("ignore", module="lightning")
@@ -135,6 +137,10 @@ def train(
             accelerator="auto",
             devices=devices,
             precision=recipe.train.precision,
+            # RoIAlign and others have no deterministic gradient on a GPU: told, not refused.
+            deterministic=("warn" if torch.cuda.is_available() else True)
+            if recipe.train.deterministic
+            else None,
             max_steps=steps,
             max_epochs=-1,
             use_distributed_sampler=False,  # ours knows the processes
@@ -157,6 +163,8 @@ def train(
                 trainer.fit(learner, loader, ckpt_path=resumed, weights_only=True)
         except SystemExit:  # what Lightning makes of Ctrl-C, which it also switches off
             raise KeyboardInterrupt from None
+        finally:
+            torch.use_deterministic_algorithms(strict, warn_only=strict_warns)
     if stopped := checkpoints.stopped():
         raise stopped
     return out / ("best" if validation else "last")

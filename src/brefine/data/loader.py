@@ -7,8 +7,10 @@ repeated; a palette is looked up; transparent parts show white; CMYK is converte
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from brefine.data.augment import (
@@ -36,6 +39,8 @@ from brefine.recipe import DataRecipe
 from brefine.structures import Bitmaps, Images, InputError, Instances
 
 Batch = tuple[Images, list[Instances]]
+
+UNKNOWN = 255  # in a map of classes: nobody said what is there
 
 
 def read_picture(path: Path | str, content: bytes | None = None) -> Tensor:
@@ -126,7 +131,16 @@ class TrainSet(Dataset[tuple[Tensor, Instances]]):
         height, width = picture.shape[1:]
         # Drawn at this size: faster than at the picture's own, and outlines stay as sharp.
         target = self.dataset.target(index, (height, width))
-        return place(picture, target, self.recipe, random)
+        if self.recipe.semantic is None:
+            return place(picture, target, self.recipe, random)
+        # Two more channels go the picture's way: the map, and where a crop reaches beyond it.
+        labelled = self.dataset.pictures[index]
+        classes = read_map(self.recipe.semantic / f"{labelled.file.stem}.png", labelled.size)
+        small = functional.interpolate(classes[None, None], (height, width), mode="nearest")[0]
+        picture = torch.cat([picture, small, torch.zeros_like(small)])
+        picture, target = place(picture, target, self.recipe, random)
+        semantic = torch.where(picture[4] == 0, picture[3], UNKNOWN)
+        return picture[:3], replace(target, semantic=semantic)
 
     def _paste(
         self, picture: Tensor, target: Instances, index: int, random: np.random.Generator
@@ -161,6 +175,24 @@ def read_labelled(dataset: CocoSet, index: int) -> Tensor:
             f"{picture.size[0]} x {picture.size[1]} for picture {picture.id}: {hint}"
         )
     return pixels
+
+
+def read_map(path: Path, size: tuple[int, int]) -> Tensor:
+    """The class of each pixel, ``[H, W]`` uint8, from a grey or palette PNG.
+
+    Raises:
+        InputError: not there, no picture, in colour, or not of ``size`` (height, width).
+    """
+    with open_picture(path) as image:
+        if image.mode not in ("L", "P"):
+            raise InputError(f"{path}: mode {image.mode}, expected classes as grey or palette PNG")
+        classes = torch.from_numpy(np.array(image))
+    if classes.shape != size:
+        raise InputError(
+            f"{path}: {classes.shape[0]} x {classes.shape[1]} pixels (height x width), but its "
+            f"picture has {size[0]} x {size[1]}"
+        )
+    return classes
 
 
 def collate(items: Sequence[tuple[Tensor, Instances]]) -> Batch:
@@ -207,6 +239,8 @@ def train_loader(
             f"{missing[0]}: no such picture, and {len(missing) - 1} more of {len(dataset)} in "
             f"{dataset.path}: give the folder they are in as images"
         )
+    if recipe.semantic is not None and transform is not None:
+        raise InputError("data.semantic: maps do not go through a transform of your own")
     if sampler is None:
         threshold = recipe.repeat_threshold
         sampler = EpochSampler(
@@ -264,10 +298,19 @@ class _Loader(DataLoader[Any]):
             line = str(error).strip().splitlines()[-1]
             error.__traceback__ = None  # it holds the workers, which then end late
             raise InputError(line.removeprefix(f"{InputError.__module__}.InputError: ")) from None
+        except RuntimeError as error:
+            found = re.search(r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\) (.*)", str(error))
+            if not found:
+                raise
+            error.__traceback__ = None
+            raise InputError(
+                f"a loader process ({found[1]}) {found[2].strip()}: killed by somebody, or by the "
+                "system for want of memory: lower data.workers, and see the system's log"
+            ) from None
 
 
 def _pack(items: Sequence[tuple[Tensor, Instances]]) -> tuple[Any, ...]:
-    """A batch in six tensors.
+    """A batch in seven tensors.
 
     Between processes each tensor takes an open file: a batch with thousands of masks would
     exhaust them.
@@ -284,11 +327,16 @@ def _pack(items: Sequence[tuple[Tensor, Instances]]) -> tuple[Any, ...]:
         torch.cat([bitmaps.origins for bitmaps in masks]),
         [tuple(window.shape) for window in windows],
         torch.cat([window.flatten() for window in windows] or [torch.zeros(0, dtype=torch.uint8)]),
+        [None if target.semantic is None else target.semantic.shape for target in targets],
+        torch.cat(
+            [target.semantic.flatten() for target in targets if target.semantic is not None]
+            or [torch.zeros(0, dtype=torch.uint8)]
+        ),
     )
 
 
 def _unpack(packed: tuple[Any, ...]) -> Batch:
-    images, sizes, counts, boxes, labels, origins, shapes, pixels = packed
+    images, sizes, counts, boxes, labels, origins, shapes, pixels, maps, classes = packed
     flat = pixels.split([height * width for height, width in shapes])
     windows = [piece.view(shape) for piece, shape in zip(flat, shapes, strict=True)]
     targets, start = [], 0
@@ -297,4 +345,8 @@ def _unpack(packed: tuple[Any, ...]) -> Batch:
         masks = Bitmaps(windows[part], origins[part])
         targets.append(Instances(size, boxes[part], labels[part], masks=masks))
         start += count
+    if None not in maps:
+        each = classes.split([height * width for height, width in maps])
+        pairs = zip(targets, each, maps, strict=True)
+        targets = [replace(target, semantic=flat.view(size)) for target, flat, size in pairs]
     return images, targets
