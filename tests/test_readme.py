@@ -74,6 +74,7 @@ def test_make_targets_and_extras_exist() -> None:
         "docs/design.md",
         "docs/paper.md",
         "docs/prediction.md",
+        "docs/finetune.md",
     ],
 )
 def test_links_lead_somewhere(page: str) -> None:
