@@ -67,7 +67,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         half = Path(place) / options.name
         module = cast(nn.Module, loaded.segmenter)
-        weights.save(half, module, loaded.recipe, loaded.categories, half=True)
+        # Where the pictures were is nobody's business.
+        places = [f"data.{key}=null" for key in ("train", "val", "images", "val_images")]
+        recipe = loaded.recipe.with_settings(places)
+        weights.save(half, module, recipe, loaded.categories, half=True)
         whole, small = (evaluate(plain(folder), dataset) for folder in (options.model, half))
         size = (half / weights.FILES[0]).stat().st_size
         change = small.values["mask/AP"] - whole.values["mask/AP"]
