@@ -1,5 +1,7 @@
 """The numbers that MMDetection's own modules gave, with the same weights."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -213,6 +215,55 @@ class TestCascade:
             logits = [head(features, last)[0] for head in model.box_head.stages]
         expected = torch.stack(logits).mean(0).softmax(1)[:, :-1]
         torch.testing.assert_close(scores, expected, **DEEP)
+
+
+class TestHTC:
+    @pytest.fixture(scope="class")
+    def golden(self) -> Golden:
+        return Golden("htc")
+
+    @pytest.fixture(scope="class")
+    def model(self, golden: Golden) -> torch.nn.Module:
+        return build_htc(golden)
+
+    def test_heads(self, golden, model):
+        with torch.no_grad():
+            feature, logits = model.branch(golden.features())
+            compare_stages(golden, model)
+            rows = roi.rows(golden.pair("out/det/bboxes_{}"))
+            labels = torch.cat(golden.pair("out/det/labels_{}"))
+            head, features = model.mask_head, model.features(golden.images())
+            made = head.chain(features, rows, 3)
+            masks = [stage.finish(x, labels) for stage, x in zip(head.stages, made, strict=True)]
+            found = head(features, rows, labels)
+        torch.testing.assert_close(feature, golden["out/semantic/feat"], **SHALLOW)
+        torch.testing.assert_close(logits, golden["out/semantic/pred"], **SHALLOW)
+        expected = [golden[f"out/mask/logits_stage{stage}"] for stage in range(3)]
+        for ours, theirs in zip(masks, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, **SHALLOW)
+        mean = torch.stack(expected).sigmoid().mean(0)
+        torch.testing.assert_close(found.sigmoid(), mean, **SHALLOW)
+
+    def test_results(self, golden, model):
+        assert_same_results(golden, model, final="out/final_avg3")
+        assert_same_results(golden, build_htc(golden, masks="last"))
+
+    def test_losses(self, golden, model):
+        maps = golden["in/gt/semantic"][:, 0].to(torch.uint8)
+        targets = [
+            replace(target, semantic=each)
+            for target, each in zip(golden.targets(), maps, strict=True)
+        ]
+        with torch.no_grad():
+            found = model.loss(golden.images(), targets)
+        figures = {key: float(value) for key, value in found.items()}
+        compare(golden, figures, {**STAGES, "semantic": "loss_semantic_seg"})
+
+
+def build_htc(golden: Golden, **options: str) -> torch.nn.Module:
+    detector = {"score_threshold": 0.001}
+    convs = {"num_convs": 2, "semantic_convs": 4, "semantic_classes": 7}
+    return build(golden, "htc", **convs, **options, detector=detector)
 
 
 def golden_rows(golden: Golden) -> torch.Tensor:

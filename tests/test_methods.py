@@ -49,6 +49,8 @@ CASES = [
     ("mask_scoring", {"iou_hidden": 64, "ranking": True, "mask_loss": "boundary"}),
     ("cascade", {}),
     ("cascade", {"classify": "own", "ranking": True, "mask_loss": "boundary"}),
+    ("htc", {}),
+    ("htc", {"masks": "last", "num_convs": 1, "ranking": True, "mask_loss": "boundary"}),
 ]
 NAMES = [f"{name}-{'-'.join(map(str, options.values())) or 'default'}" for name, options in CASES]
 

@@ -177,6 +177,8 @@ class Instances:
         logits: predictions only: ``[N, S, S]`` mask logits of the predicted class that span
             ``boxes``, or more:
         margin: the share of a box's sides by which the logits reach beyond it, on every side.
+        semantic: labels only: ``[H, W]`` uint8, the class of each pixel of things and stuff in a
+            table of its own, 255 where nobody said; None without such maps.
     """
 
     size: tuple[int, int]
@@ -186,6 +188,7 @@ class Instances:
     masks: Bitmaps | None = None
     logits: Tensor | None = None
     margin: float = 0.0
+    semantic: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -215,6 +218,7 @@ class Instances:
             None if self.masks is None else self.masks.to(device),
             move(self.logits),
             self.margin,
+            semantic=move(self.semantic),
         )
 
 

@@ -149,7 +149,7 @@ def crop(
     """What a frame of ``size`` shows whose top left pixel is pixel ``origin`` of the picture.
 
     Args:
-        picture: ``[3, H, W]`` uint8.
+        picture: ``[C, H, W]`` uint8.
         target: labels with masks in the picture's frame.
         origin: (x, y), may be negative: beyond the picture the frame is grey.
         size: (height, width).
@@ -162,7 +162,7 @@ def crop(
     y1, y2 = (min(max(edge, 0), picture.shape[1]) for edge in (y, y + height))
     pixels = picture[:, y1:y2, x1:x2]
     if pixels.shape[1:] != size:
-        frame = picture.new_full((3, height, width), GREY)
+        frame = picture.new_full((len(picture), height, width), GREY)
         if pixels.numel():
             frame[:, y1 - y : y2 - y, x1 - x : x2 - x] = pixels
         pixels = frame

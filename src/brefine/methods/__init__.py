@@ -9,6 +9,7 @@ from pydantic import ValidationError, validate_call
 
 from brefine.methods.brefine import brefine
 from brefine.methods.cascade import cascade
+from brefine.methods.htc import htc
 from brefine.methods.mask_rcnn import mask_rcnn
 from brefine.methods.mask_scoring import mask_scoring
 from brefine.methods.pointrend import pointrend
@@ -21,6 +22,7 @@ METHODS: dict[str, Callable[..., Segmenter]] = {
     "pointrend": pointrend,
     "mask_scoring": mask_scoring,
     "cascade": cascade,
+    "htc": htc,
 }
 
 
