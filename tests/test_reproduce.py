@@ -1,6 +1,8 @@
 import csv
+import importlib
 import json
 import math
+import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -61,7 +63,7 @@ def test_a_table_is_trained_written_and_gone_on_with(pictures, tmp_path, capsys,
     train = reproduce.train
 
     def counted(recipe, folder, *, resume):
-        trained.append((folder.name, resume))
+        trained.append(folder.name)
         if len(trained) == 2:
             raise KeyboardInterrupt
         return train(recipe, folder, resume=resume)
@@ -70,7 +72,7 @@ def test_a_table_is_trained_written_and_gone_on_with(pictures, tmp_path, capsys,
     assert command(pictures, out) == 130  # stopped in the second row
     assert len(list(csv.reader((out / "pair.csv").open()))) == 2  # heads, and the first row
     assert command(pictures, out) == 0
-    assert [name for name, _ in trained] == ["mask_rcnn_r50_1x", "brefine_r50_1x", "brefine_r50_1x"]
+    assert trained == ["mask_rcnn_r50_1x", "brefine_r50_1x", "brefine_r50_1x"]
     printed = capsys.readouterr()
     assert "not the paper's setting" in printed.err
 
@@ -146,7 +148,7 @@ def test_the_tables_are_the_papers():
             assert recipe.is_file()
             if row.paper:
                 text = recipe.read_text()
-                assert f"mask AP {row.paper[0]}" in text
+                assert re.search(rf"mask AP {row.paper[0]}\b", text)
                 assert f"box AP {row.paper[-1]}" in text
         for one, other in table.pairs:
             assert one != other
@@ -160,14 +162,25 @@ def test_the_tables_are_the_papers():
     assert round(rows[1].paper[0] - rows[0].paper[0], 1) == 4.2  # "improved AP by 4.2"
 
 
-def test_every_recipe_of_a_table_is_in_one():
+def test_every_recipe_of_a_row_is_in_a_table():
     named = {row.recipe for table in TABLES.values() for row in table.rows}
-    paper = {
-        path.stem
-        for path in RECIPES.glob("*.yaml")
-        if any(word in path.read_text().splitlines()[0] for word in ("Table", "Figure"))
-    }
-    assert paper == named
+    heads = {path.stem: path.read_text().splitlines()[0] for path in RECIPES.glob("*.yaml")}
+    paper = {name for name, head in heads.items() if "(Table" in head or "(Figure" in head}
+    assert paper - named == set()
+    assert {name for name in named - paper if "(caption of Table" not in heads[name]} == set()
+
+
+@pytest.mark.usefixtures("tiny")
+def test_rows_that_are_the_same_at_small_scale_are_trained_once(pictures, tmp_path, monkeypatch):
+    rows = [Row("1x", "mask_rcnn_r50_1x"), Row("2x", "mask_rcnn_r101_2x")]
+    monkeypatch.setitem(TABLES, "pair", Table("The same", rows, [(1, 0)]))
+    trained = []
+    values = {"mask/AP": 0.25}
+    run = lambda name, *_, **__: trained.append(name) or {"values": values}  # noqa: E731
+    monkeypatch.setattr(reproduce, "run", run)
+    assert command(pictures, tmp_path) == 0
+    assert trained == ["mask_rcnn_r50_1x"] * 2  # the second reads the first one's result
+    assert "2x - 1x,here,+0.0" in (tmp_path / "pair.csv").read_text()
 
 
 @pytest.mark.parametrize("name", sorted({r.recipe for t in TABLES.values() for r in t.rows}))
@@ -233,5 +246,110 @@ def test_dots_lie_where_their_values_are():
 
 
 def test_an_unknown_table_is_named(tmp_path):
-    with pytest.raises(InputError, match="no table 'table2': choose one of table1"):
-        reproduce.reproduce("table2", tmp_path, tmp_path)
+    with pytest.raises(InputError, match="no table 'table9': choose one of table1"):
+        reproduce.reproduce("table9", tmp_path, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def study():
+    """The modules of benchmarks/quality, which import each other as scripts do."""
+    folder = Path(__file__).parents[1] / "benchmarks/quality"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        yield importlib.import_module("study"), importlib.import_module("table")
+
+
+def test_cells_of_the_study_differ_in_one_change(study, tmp_path):
+    study, _ = study
+    assert len(set(study.cells())) == len(list(study.cells()))
+    data = {"train": tmp_path / "train.json", "val": tmp_path / "val.json", "images": None}
+    base = {}
+    for variant, (name, settings) in study.VARIANTS.items():
+        if not (RECIPES / f"{name}.yaml").is_file():
+            continue
+        cell = study.Cell("nuclei", variant, 1)
+        recipe = study.recipe_of(cell, data, tmp_path)
+        base.setdefault(name, recipe)  # methods come first, as they are
+        assert recipe.train.seed == 1
+        # same pictures, steps and schedule for all methods
+        first = next(iter(base.values()))
+        changed = {each.split("=")[0].split(".")[0] for each in settings}
+        assert len(settings) <= 1
+        for section in ("data", "train"):
+            same = getattr(recipe, section) == getattr(first, section)
+            assert same == (section not in changed), variant
+        if settings:
+            assert recipe != base[name], variant
+        else:
+            assert recipe.model.options["detector"] == first.model.options["detector"]
+
+
+def test_one_class_is_made_of_a_set(study):
+    study, _ = study
+    content = {
+        "images": [{"id": 1}, {"id": 2}, {"id": 3}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 9},
+            {"id": 2, "image_id": 2, "category_id": 4, "iscrowd": 1},
+            {"id": 3, "image_id": 1, "category_id": 4, "iscrowd": 1},
+            {"id": 4, "image_id": 3, "category_id": 4},
+        ],
+        "categories": [{"id": 4, "name": "person"}, {"id": 9, "name": "dog"}],
+    }
+    person = study.one_class(content, "person")
+    assert [image["id"] for image in person["images"]] == [3]
+    assert person["annotations"] == [{"id": 4, "image_id": 3, "category_id": 1}]
+    everything = study.one_class(content, "object")
+    assert [image["id"] for image in everything["images"]] == [1, 3]
+    assert [each["id"] for each in everything["annotations"]] == [1, 3, 4]
+    assert {each["category_id"] for each in everything["annotations"]} == {1}
+
+
+def result(**values):
+    figures = {"mask/AP": 0.5, "mask/AP_S": None, "mask/AP_M": 0.4, "mask/AP_L": 0.6,
+               "boundary/AP": 0.3, "box/AP": 0.5, "given_boxes/mask_iou": 0.8,
+               "given_boxes/boundary_iou": 0.7}  # fmt: skip
+    figures |= {key.replace("__", "/"): value for key, value in values.items()}
+    recipe = {
+        "model": {"options": {"backbone": "b", "channels": 1}, "weights": "none"},
+        "train": {"steps": 1, "batch_size": 1, "optimizer": "o", "lr": 1.0, "schedule": "s"},
+    }
+    names = ("brefine", "torch", "torchvision", "timm", "lightning", "python")
+    facts = {"versions": dict.fromkeys(names, "1"), "commit": "abc", "machine": "m", "threads": 1}
+    return {"values": figures, "recipe": recipe, **facts, "cpu_seconds": 60, "resumed": False}
+
+
+def test_the_tables_of_the_study_are_made_of_its_results(study, tmp_path):
+    study, table = study
+    folder = tmp_path / "results"
+    folder.mkdir()
+    cells = {
+        "toy-mask_rcnn-0": result(),
+        "toy-mask_rcnn-1": result(mask__AP=0.52),
+        "toy-brefine-0": result(mask__AP=0.53),
+        "toy-brefine-1": result(mask__AP=0.53),
+        "toy-brefine-2": result(mask__AP=0.8),  # without a partner: in no difference
+        "toy-floor_0-0": result(mask__AP=0.51),
+        "toy-no_such_variant-0": result(mask__AP=0.99),
+    }
+    for name, content in cells.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    results = table.load(folder)
+    assert len(results) == 6
+    lines = [line.split(" | ") for line in table.tables(results).splitlines() if "|" in line]
+    rows = [[cell.strip("| ") for cell in line] for line in lines]
+    by_title = {row[0]: row for row in rows[:4]}
+    assert by_title["Mask R-CNN"][1:4] == ["2", "51.0 ± 1.4", "-"]
+    assert by_title["BRefine"][1:3] == ["3", "62.0 ± 15.6"]
+    assert by_title["BRefine"][-1] == "1:00"
+    (difference,) = [row for row in rows[4:] if row[0] == "BRefine"]
+    assert difference[1:3] == ["2", "+2.0 ± 1.4"]
+    (change,) = [row for row in rows if row[0].startswith("`floor_0`")]
+    assert change[1:3] == ["1", "-2.0"]
+    assert "detector.balance_floor=0.0" in change[0]
+    ET.fromstring(table.draw(results))
+    page = f"before\n{table.MARKERS[0]}\nold\n{table.MARKERS[1]}\nafter\n"
+    filled = table.fill(page, "new \\1", "page")
+    assert filled == page.replace("old", "new \\1")
+    with pytest.raises(InputError, match="no lines"):
+        table.fill("nothing", "new", "page")

@@ -504,7 +504,7 @@ def demo(
 @app.command()
 def reproduce(
     tables: Annotated[
-        list[str], typer.Argument(metavar="TABLE...", help="table1, table3 to table8, figure1, 2.")
+        list[str], typer.Argument(metavar="TABLE...", help="table1 to table8, figure1, figure2.")
     ],
     data: Annotated[
         Path, typer.Option(help="Folder with coco, lvis or cityscapes, or one of them itself.")
