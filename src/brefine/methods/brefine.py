@@ -201,7 +201,7 @@ class FusionMaskHead(nn.Module):
         for conv in self.main:
             x = conv(x)
         last = len(self.sides) - 1
-        here, ends = torch.arange(len(rois), device=rois.device), self._ends(rois)
+        here, ends = torch.arange(rois.shape[0], device=rois.device), self._ends(rois)
         done = []
         layers = zip(self.narrow, self.auxiliary, self.context, strict=True)
         for stage, (narrow, auxiliary, context) in enumerate(layers):
