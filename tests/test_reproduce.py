@@ -353,3 +353,40 @@ def test_the_tables_of_the_study_are_made_of_its_results(study, tmp_path):
     assert filled == page.replace("old", "new \\1")
     with pytest.raises(InputError, match="no lines"):
         table.fill("nothing", "new", "page")
+
+
+@pytest.mark.usefixtures("tiny")
+def test_the_study_runs_a_cell_once_and_its_table_is_filled_in(
+    study, tmp_path, monkeypatch, capsys
+):
+    study, table = study
+    monkeypatch.setattr(study, "TOY", (4, 2))
+    monkeypatch.setitem(study.SETS, "toy", {"short_side": (64,), "long_side": 80})
+    monkeypatch.setitem(study.VARIANTS, "mask_rcnn", ("mask_rcnn_r50_1x", ["model.weights=none"]))
+    places = ["--work", str(tmp_path / "work"), "--results", str(tmp_path / "results")]
+    only = "set=toy,variant=mask_rcnn,seed=0"
+    monkeypatch.setattr("sys.argv", ["study.py", "--only", only, *places])
+    assert study.main() == 0
+    file = tmp_path / "results/toy-mask_rcnn-0.json"
+    assert {path.name for path in (tmp_path / "results").iterdir()} == {file.name}
+    left = {path.name for path in (tmp_path / "work/runs/toy-mask_rcnn-0").iterdir()}
+    assert "best" in left  # what `warm` starts from
+    assert not {"last", "checkpoints"} & left
+    content = file.read_text()
+    assert study.main() == 0
+    assert file.read_text() == content
+    monkeypatch.setattr("sys.argv", ["study.py", "--list", "--only", "set=toy", *places])
+    capsys.readouterr()
+    study.main()
+    listed = capsys.readouterr().out.splitlines()
+    assert "toy-mask_rcnn-0  done" in listed
+    assert "toy-brefine-0" in listed
+
+    page = tmp_path / "docs/quality.md"
+    page.parent.mkdir()
+    page.write_text("\n".join(table.MARKERS))
+    arguments = ["--results", str(tmp_path / "results"), "--docs", str(page)]
+    monkeypatch.setattr("sys.argv", ["table.py", *arguments])
+    table.main()
+    assert "| Mask R-CNN | 1 |" in page.read_text()
+    ET.parse(page.parent / "images/quality.svg")
