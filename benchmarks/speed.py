@@ -22,9 +22,6 @@ from __future__ import annotations
 import argparse
 import copy
 import io
-import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -36,7 +33,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torchvision
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
@@ -45,7 +41,6 @@ from torchvision.ops import roi_align
 from brefine import exported, speed, weights
 from brefine.data.pictures import network_size
 from brefine.export import export
-from brefine.files import replacing
 from brefine.methods import create
 from brefine.parts import roi
 from brefine.parts.backbone import Backbone
@@ -56,13 +51,20 @@ from brefine.progress import Progress
 from brefine.recipe import Recipe
 from brefine.sources import as_pixels
 from brefine.structures import Category, Images, InputError, Instances
+from page import (
+    describe_machine,
+    print_machine,
+    read_results,
+    table,
+    write_results,
+    write_tables,
+)
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes"
 SIZE = (480, 640)  # of the picture
 MOST = 300  # detections that exported graphs can give
 LIMIT = 1e-4  # between probabilities of the naive head and ours
-MARKS = "<!-- made by benchmarks/speed.py -->\n", "<!-- end -->"
 
 Run = Callable[[], int]
 
@@ -99,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not options.tables_only:
         with tempfile.TemporaryDirectory() as place:
             bench.measure(Path(place))
-    write_page(options.page, options.results)
+    write_tables(options.page, "speed", tables(read_results(options.results)))
     print(options.page)
 
 
@@ -150,8 +152,8 @@ class Bench:
     def measure(self, place: Path) -> None:
         """All that is asked for and not in the results yet."""
         options = self.options
-        results = read_results(options.results)
-        results["machine"] = describe_machine()
+        empty: dict[str, Any] = {"cases": {}, "peaks": {}, "difference": {}}
+        results = empty | read_results(options.results) | {"machine": describe_machine()}
         everything = self.ways()
         chosen = [w for w in everything if any(fnmatch(w, pattern) for pattern in options.ways)]
         chosen = [way for way in chosen if way != "torchvision"]
@@ -497,76 +499,41 @@ def _key(case: Case) -> str:
 # --- results
 
 
-def read_results(path: Path) -> dict[str, Any]:
-    empty: dict[str, Any] = {"machine": {}, "cases": {}, "peaks": {}, "difference": {}}
-    return empty | (json.loads(path.read_text()) if path.is_file() else {})
-
-
-def write_results(path: Path, results: dict[str, Any]) -> None:
-    with replacing(path) as aside:
-        aside.write_text(json.dumps(results, indent=1) + "\n")
-
-
-def describe_machine() -> dict[str, Any]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.machine()
-    versions = {"torch": torch.__version__, "torchvision": torchvision.__version__}
-    return {"processor": name, "cores": os.cpu_count(), **versions}
-
-
-def write_page(page: Path, results: Path) -> None:
-    """Put the tables between the marks of the page."""
-    begin, end = MARKS
-    text = page.read_text()
-    if begin not in text or end not in text.partition(begin)[2]:
-        raise SystemExit(f"{page}: lacks the lines {begin.strip()} and {end} for the tables")
-    before, _, rest = text.partition(begin)
-    after = rest[rest.index(end) :]
-    with replacing(page) as aside:
-        aside.write_text(before + begin + tables(read_results(results)) + after)
-
-
 def tables(results: dict[str, Any]) -> str:
     """Markdown."""
-    lines: list[str] = []
-    if machine := results["machine"]:
-        lines.append(", ".join(f"{key} {value}" for key, value in machine.items()) + ".\n")
+    if not results:
+        return ""
+    text = "\n" + print_machine(results["machine"])
     cases = {Case(*map(int, key.split("/"))): ways for key, ways in results["cases"].items()}
     for side, threads in sorted({case[:2] for case in cases}):
         mine = {c.detections: ways for c, ways in cases.items() if c[:2] == (side, threads)}
         clock = "cpu" if threads == 1 else "wall"
         seconds = "CPU seconds" if threads == 1 else "seconds on the clock"
         rounds = {record["rounds"] for ways in mine.values() for record in ways.values()}
-        lines.append(
+        text += (
             f"Short side {side}, {_threads(threads)}: ratio to torchvision's Mask R-CNN "
-            f"({seconds}), medians of {_range(rounds)} rounds, by detections:\n"
+            f"({seconds}), medians of {_range(rounds)} rounds, by detections:\n\n"
         )
         counts = sorted(mine)
-        lines.append("| way |" + "".join(f" {count} |" for count in counts))
-        lines.append("|---|" + "---:|" * len(counts))
-        for way in dict.fromkeys(way for count in counts for way in mine[count]):
-            cells = [_cell(mine[count].get(way), clock, count) for count in counts]
-            lines.append(f"| `{way}` |" + "".join(f" {cell} |" for cell in cells))
-        lines.append("")
+        rows = [
+            [f"`{way}`", *(_cell(mine[count].get(way), clock, count) for count in counts)]
+            for way in dict.fromkeys(way for count in counts for way in mine[count])
+        ]
+        text += table(["way", *map(str, counts)], rows)
     peaks = {tuple(map(int, key.split("/"))): ways for key, ways in results["peaks"].items()}
-    if peaks:
-        sides = sorted(peaks)
-        lines.append("Peak memory in MB above that of a process with everything imported:\n")
-        lines.append("| way |" + "".join(f" {s} px, {n} detections |" for s, n in sides))
-        lines.append("|---|" + "---:|" * len(sides))
-        for way in dict.fromkeys(way for each in sides for way in peaks[each]):
-            cells = [f"{peaks[each][way]:.0f}" if way in peaks[each] else "" for each in sides]
-            lines.append(f"| `{way}` |" + "".join(f" {cell} |" for cell in cells))
-        lines.append("")
+    if sides := sorted(key for key, ways in peaks.items() if ways):
+        text += "Peak memory in MB above that of a process with everything imported:\n\n"
+        rows = [
+            [f"`{way}`", *(f"{peaks[s][way]:.0f}" if way in peaks[s] else "" for s in sides)]
+            for way in dict.fromkeys(way for each in sides for way in peaks[each])
+        ]
+        text += table(["way", *(f"{s} px, {n} detections" for s, n in sides)], rows)
     for side, difference in results["difference"].items():
-        lines.append(
+        text += (
             f"Short side {side}: probabilities of naive and exact masks differ by at most "
-            f"{difference:.1e}.\n"
+            f"{difference:.1e}.\n\n"
         )
-    return "\n" + "\n".join(lines) + "\n" if lines else ""
+    return text
 
 
 def _cell(record: dict[str, Any] | None, clock: str, count: int) -> str:

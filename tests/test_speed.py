@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -336,27 +337,36 @@ def test_bad_input_is_one_line(
 # --- the benchmarks
 
 
-def benchmark(name: str) -> Any:
-    """The module of ``benchmarks/NAME.py``."""
-    path = Path(__file__).parents[1] / "benchmarks" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """Gives the module of ``benchmarks/NAME.py``."""
+    folder = Path(__file__).parents[1] / "benchmarks"
+    monkeypatch.syspath_prepend(str(folder))
+
+    def load(name: str) -> Any:
+        spec = importlib.util.spec_from_file_location(f"benchmark_{name}", folder / f"{name}.py")
+        assert spec
+        assert spec.loader
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, spec.name, module)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
-PAGE = "before\n{0}old figures\n{1}\nafter\n"
+PAGE = "before\n<!-- made by benchmarks/{}.py -->\nold figures\n<!-- end -->\nafter\n"
 
 
 def test_bench_speed_compares_resumes_and_writes_its_tables(
-    recipes: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    recipes: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    benchmark: Callable[[str], Any],
 ) -> None:
     bench = benchmark("speed")
     page, results = tmp_path / "speed.md", tmp_path / "results" / "speed.json"
-    page.write_text(PAGE.format(*bench.MARKS))
+    page.write_text(PAGE.format("speed"))
     files = ["--page", page, "--results", results, "--classes", CLASSES, "--skip-peaks"]
     models = ["--full", recipes["brefine"], "--baseline", recipes["mask_rcnn"]]
     sizes = ["--short-side", 96, "--threads", 1, "--rounds", 1, "--light", "nothing"]
@@ -391,7 +401,9 @@ def test_bench_speed_compares_resumes_and_writes_its_tables(
     assert page.read_text().count("| way | 2 | 4 | 6 |") == 1
 
 
-def test_naive_head_is_the_head_of_the_model(recipes: dict[str, Path]) -> None:
+def test_naive_head_is_the_head_of_the_model(
+    recipes: dict[str, Path], benchmark: Callable[[str], Any]
+) -> None:
     bench = benchmark("speed")
     model = bench.settle(bench.build(bench.Recipe.load(recipes["brefine"]), CLASSES))
     forced = speed.Forced.draw((96, 128), 9, 9, CLASSES)
@@ -406,10 +418,66 @@ def test_naive_head_is_the_head_of_the_model(recipes: dict[str, Path]) -> None:
     assert not torch.allclose(logits, model.mask_head(features, rois, other), atol=0.1)
 
 
-def test_page_without_marks_is_refused(tmp_path: Path) -> None:
+def test_page_without_marks_is_refused(tmp_path: Path, benchmark: Callable[[str], Any]) -> None:
     bench = benchmark("speed")
     page = tmp_path / "speed.md"
     page.write_text("no marks")
     with pytest.raises(SystemExit, match="lacks the lines"):
         bench.main(["--tables-only", "--page", str(page), "--results", str(tmp_path / "r.json")])
     assert page.read_text() == "no marks"
+
+
+def test_bench_train_step_compares_steps_on_the_same_rois(
+    recipes: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    benchmark: Callable[[str], Any],
+) -> None:
+    bench = benchmark("train_step")
+    monkeypatch.setattr(bench, "PROPOSALS", 40)
+    page, results = tmp_path / "speed.md", tmp_path / "results.json"
+    page.write_text(PAGE.format("train_step"))
+    arguments = ["--page", page, "--results", results, "--recipe", recipes["brefine"]]
+    arguments += ["--short-side", 96, "--threads", 1, "--rounds", 1, "--rois", 30, "--skip-peaks"]
+    bench.main([str(each) for each in (*arguments, "--option", "stages=1", "context=false")])
+    (case,) = json.loads(results.read_text())["cases"].values()
+    assert set(case["ways"]) == {"torchvision", "brefine", "brefine, stages=1, context=false"}
+    for way, record in case["ways"].items():
+        assert record["rois"] == {"boxes": 2 * (40 + 10), "masks": 30}, way
+        assert all(math.isfinite(value) for value in record["losses"].values())
+        assert f"| {way} | {record['cpu']:.2f} | {record['cpu_ratio']:.2f} |" in page.read_text()
+    parts = case["parts"]
+    assert {part for part in parts if "backward" in part and "Rank" not in part} == {
+        f"{part} backward" for part in ("RPN", "boxes", "masks", "trunk")
+    }
+    assert min(parts.values()) >= 0
+    for part in ("masks loss", "masks targets", "masks RoIAlign", "RPN Rank & Sort"):
+        assert f"| {part} |" in page.read_text()
+
+
+def test_gradients_of_a_step_in_parts_are_those_of_the_step(
+    recipes: dict[str, Path], monkeypatch: pytest.MonkeyPatch, benchmark: Callable[[str], Any]
+) -> None:
+    bench = benchmark("train_step")
+    monkeypatch.setattr(bench, "PROPOSALS", 20)
+    scene = bench.Scene(96, 2, 24)
+    whole, parts = (bench.build(recipes["brefine"], []) for _ in range(2))
+    bench.ours(whole, scene).step()
+    bench.split(parts, scene)
+    seen = 0
+    for (name, one), (_, other) in zip(
+        whole.named_parameters(), parts.named_parameters(), strict=True
+    ):
+        if one.grad is not None:
+            assert other.grad is not None, name
+            assert torch.allclose(one.grad, other.grad, rtol=1e-3, atol=1e-6), name
+            seen += bool(one.grad.abs().sum())
+    assert seen > 100
+
+
+def test_bench_train_step_names_an_unknown_option(
+    recipes: dict[str, Path], benchmark: Callable[[str], Any]
+) -> None:
+    arguments = ["--recipe", str(recipes["brefine"]), "--option", "stagse=1", "--threads", "1"]
+    with pytest.raises(SystemExit, match="stagse"):
+        benchmark("train_step").main(arguments)

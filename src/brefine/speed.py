@@ -149,13 +149,13 @@ class System:
 
     def __call__(self, meter: Meter) -> list[Any]:
         """The RLE of every detection; the meter knows what they took."""
-        with torch.inference_mode(), _watched(meter, self.places):
+        with torch.inference_mode(), watched(meter, self.places):
             found: list[Any] = meter.watch(self.run, "other")(meter)
         return found
 
 
 @contextmanager
-def _watched(meter: Meter, places: Sequence[Place]) -> Iterator[None]:
+def watched(meter: Meter, places: Sequence[Place]) -> Iterator[None]:
     """Put metered functions in their places for as long as the block lasts."""
     before = []
     try:
@@ -290,18 +290,20 @@ def reference(
             weights=None, weights_backbone=None, num_classes=num_classes + 1, **options
         ).eval()
     norm: Any = "group" if len(trunk.fpn.inner_blocks[0]) > 1 else "none"
-    pyramid = _Pyramid(Backbone(trunk.name, channels, frozen_stages=0, fpn_norm=norm), channels)
+    pyramid = Pyramid(Backbone(trunk.name, channels, frozen_stages=0, fpn_norm=norm))
     return detection.MaskRCNN(pyramid, num_classes + 1, **options).eval()
 
 
-class _Pyramid(nn.Module):
+class Pyramid(nn.Module):
     """Our trunk as torchvision wants it: normalised pixels in, named levels out."""
 
-    def __init__(self, trunk: Backbone, channels: int) -> None:
+    def __init__(self, trunk: Backbone) -> None:
         super().__init__()
-        self.body, self.fpn, self.out_channels = trunk.body, trunk.fpn, channels
+        self.body, self.fpn = trunk.body, trunk.fpn
+        self.out_channels = trunk.fpn.inner_blocks[0][0].out_channels
 
     def forward(self, x: Tensor) -> Any:
+        """``[B, 3, H, W]`` to five levels by name."""
         levels = self.body(x)
         return self.fpn(OrderedDict((str(i), level) for i, level in enumerate(levels)))
 
