@@ -75,6 +75,7 @@ def test_a_table_is_trained_written_and_gone_on_with(pictures, tmp_path, capsys,
     assert trained == ["mask_rcnn_r50_1x", "brefine_r50_1x", "brefine_r50_1x"]
     printed = capsys.readouterr()
     assert "not the paper's setting" in printed.err
+    assert "2 steps of 2 and at most 4 pictures" in " ".join(printed.err.split())
 
     heads, *rows = csv.reader((out / "pair.csv").open())
     assert [row[:2] for row in rows] == [
@@ -175,8 +176,11 @@ def test_rows_that_are_the_same_at_small_scale_are_trained_once(pictures, tmp_pa
     rows = [Row("1x", "mask_rcnn_r50_1x"), Row("2x", "mask_rcnn_r101_2x")]
     monkeypatch.setitem(TABLES, "pair", Table("The same", rows, [(1, 0)]))
     trained = []
-    values = {"mask/AP": 0.25}
-    run = lambda name, *_, **__: trained.append(name) or {"values": values}  # noqa: E731
+
+    def run(name, recipe, **_):
+        trained.append(name)
+        return {"values": {"mask/AP": 0.25}, "recipe": recipe.model_dump()}
+
     monkeypatch.setattr(reproduce, "run", run)
     assert command(pictures, tmp_path) == 0
     assert trained == ["mask_rcnn_r50_1x"] * 2  # the second reads the first one's result
@@ -225,7 +229,7 @@ def test_at_full_scale_the_papers_figures_stand_beside_ours():
     assert lines[4][2]["mask/AP"] == pytest.approx(1)
     assert lines[4][2]["mask/AP_S"] is None
     assert lines[5][2]["mask/AP_L"] == pytest.approx(5)
-    assert "beside ours" in reproduce.header(PAIR, small=False)
+    assert "beside ours" in reproduce.header(PAIR, [], small=False)
 
 
 def test_differences_are_of_what_both_have():

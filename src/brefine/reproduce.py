@@ -422,16 +422,18 @@ def subtract(one: Figures, other: Figures) -> dict[str, float | None]:
     return found
 
 
-def header(table: Table, *, small: bool) -> str:
+def header(table: Table, results: Sequence[Result], *, small: bool) -> str:
     """What the reader of a table has to know."""
     if not small:
         return f"{table.title}. Percent; lines of the paper beside ours."
-    trunk, steps = SMALL["options"]["backbone"], SMALL["train"]["steps"]
+    recipe = results[0]["recipe"]
+    trunk, training = recipe["model"]["options"]["backbone"], recipe["train"]
     return (
         f"{table.title}, at small scale: not the paper's setting. Every row has the trunk {trunk}, "
-        f"about {steps} steps and at most {PICTURES[0]} pictures, so that rows which the paper "
-        "tells apart by trunk or schedule are one and the same here. Of the paper only differences "
-        "between rows are shown, and those are of its own scale. Percent."
+        f"{training['steps']} steps of {training['batch_size']} and at most {PICTURES[0]} "
+        "pictures, so that rows which the paper tells apart by trunk or schedule are one and the "
+        "same here. Of the paper only differences between rows are shown, and those are of its own "
+        "scale. Percent."
     )
 
 
@@ -452,7 +454,7 @@ def _cells(table: Table, results: Sequence[Result], *, small: bool) -> list[list
 
 def print_rows(table: Table, results: Sequence[Result], *, small: bool) -> None:
     """Print the table to stdout, and what it means to stderr."""
-    console.print(header(table, small=small), markup=False)
+    console.print(header(table, results, small=small), markup=False)
     heads, *rows = _cells(table, results, small=small)
     grid = RichTable(box=None, pad_edge=False)
     for i, head in enumerate(heads):
@@ -474,7 +476,7 @@ def write(table: Table, results: Sequence[Result], stem: Path, *, small: bool) -
         if " - " not in title and (value := figures["mask/AP"]) is not None:
             dots.setdefault(title, {})[source] = [value]
     texts = {
-        ".md": f"{header(table, small=small)}\n\n{marked}",
+        ".md": f"{header(table, results, small=small)}\n\n{marked}",
         ".csv": sheet.getvalue(),
         ".svg": plot(f"{table.title}: mask AP", dots),
     }
