@@ -1,5 +1,6 @@
 """Exported files: what they find is what the model finds; they need no torch; bad ones are told."""
 
+import io
 import json
 import shutil
 import subprocess
@@ -24,11 +25,14 @@ from brefine.cli import main
 from brefine.data.toy import CATEGORIES
 from brefine.export import Graph, Parity, check, export, suppress
 from brefine.exported import Session
+from brefine.formats import FORMATS
+from brefine.jobs import PLACES
 from brefine.methods import create
 from brefine.metrics.calibration import Calibration
 from brefine.predict import Predictor
 from brefine.recipe import Recipe
 from brefine.structures import Images, InputError
+from brefine.views import combine
 
 OPTIONS: dict[str, Any] = {
     "backbone": "test_resnet",
@@ -202,67 +206,86 @@ def test_is_a_model_like_any_other(pair: tuple[Path, Path]) -> None:
         margin(noise(90, 90))
 
 
-def test_cli_predicts_from_it(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    folder, file = pair
-    Image.fromarray(noise(80, 120)).save(tmp_path / "x.png")
-    found = []
-    for model in (folder, file):
-        out = tmp_path / model.name
-        given = ["predict", str(model), str(tmp_path / "x.png"), "--out", str(out)]
-        assert main([*given, "--save", "coco,idmap"]) == 0
-        found.append(json.loads((out / "predictions.json").read_text()))
-    assert len(found[0]) == len(found[1]) > 0
-    for one, other in zip(*found, strict=True):
-        assert one["score"] == pytest.approx(other["score"], abs=1e-5)
-
-
 WITHOUT_TORCH = """
-import json, sys
+import sys
 
 class Nothing:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("torch", "torchvision", "timm", "lightning"):
-            raise ImportError(name)
+        if name.partition(".")[0] in ("torch", "torchvision", "timm", "lightning", "safetensors"):
+            raise ModuleNotFoundError(name, name=name)
 
 sys.meta_path.insert(0, Nothing())
-import brefine.exported
-model = brefine.exported.load(sys.argv[1], threads=1)
-print(json.dumps(model(sys.argv[2], image_id=7)))
+from brefine.cli import main
+code = main(sys.argv[1:])
 assert "torch" not in sys.modules
+sys.exit(code)
 """
+
+
+def without_torch(*arguments: Any) -> subprocess.CompletedProcess[str]:
+    """The command ``brefine`` where there is no torch."""
+    command = [sys.executable, "-c", WITHOUT_TORCH, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def same(one: Any, other: Any, box: float = 0.02, score: float = 1e-5, mask: float = 0.99) -> bool:
+    return bool(
+        one["category_id"] == other["category_id"]
+        and np.abs(np.subtract(one["bbox"], other["bbox"])).max() < box
+        and abs(one["score"] - other["score"]) < score
+        and iou(one["segmentation"], other["segmentation"]) > mask
+    )
 
 
 def test_needs_no_torch(pair: tuple[Path, Path], tmp_path: Path) -> None:
     folder, file = pair
-    picture = tmp_path / "x.png"
-    Image.fromarray(noise(150, 210)).save(picture)
-    command = [sys.executable, "-c", WITHOUT_TORCH, str(file), str(picture)]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    pictures, out = tmp_path / "in", tmp_path / "out"
+    pictures.mkdir()
+    Image.fromarray(noise(96, 128)).save(pictures / "as_is.png")
+    Image.fromarray(noise(150, 210)).save(pictures / "resized.png")
+    ran = without_torch("predict", file, pictures, "--out", out, "--save", ",".join(FORMATS))
     assert ran.returncode == 0, ran.stderr
-    found = json.loads(ran.stdout)
-    expected = brefine.load(folder, device="cpu").records(picture, 7)
-    assert len(expected) > 0
-    # Resized by Pillow, pixels differ by one grey value at most: most objects are hardly moved.
-    near = [
-        any(
-            one["category_id"] == other["category_id"]
-            and one["image_id"] == other["image_id"] == 7
-            and np.abs(np.subtract(one["bbox"], other["bbox"])).max() < 2
-            and abs(one["score"] - other["score"]) < 0.02
-            and iou(one["segmentation"], other["segmentation"]) > 0.9
-            for other in found
-        )
-        for one in expected
-    ]
-    assert np.mean(near) >= 0.8
-    # Unresized there is no difference at all.
-    square = noise(96, 128)
-    same = exported.load(file, threads=1)(square, 7)
-    plain = brefine.load(folder, device="cpu").records(square, 7)
-    assert len(same) == len(plain)
-    for one, other in zip(plain, same, strict=True):
-        assert one["bbox"] == pytest.approx(other["bbox"], abs=0.02)
-        assert iou(one["segmentation"], other["segmentation"]) > 0.99
+    assert {path.name for path in out.iterdir()} == set(PLACES.values())
+    records = json.loads((out / "predictions.json").read_text())
+    predictor = brefine.load(folder, device="cpu")
+    for name in ("as_is.png", "resized.png"):
+        found = [record for record in records if record["image_id"] == name]
+        expected = predictor.records(pictures / name, name)
+        assert len(expected) > 0
+        if name == "as_is.png":
+            assert len(found) == len(expected)
+            assert all(map(same, expected, found))
+        else:
+            # Resized by Pillow, pixels differ by one grey value at most: hardly any object moves.
+            near = [any(same(one, each, 2, 0.02, 0.9) for each in found) for one in expected]
+            assert np.mean(near) >= 0.8
+
+
+def test_what_needs_torch_says_so(folders: dict[str, Path], tmp_path: Path) -> None:
+    ran = without_torch("predict", folders["brefine"], tmp_path, "--out", tmp_path / "out")
+    assert ran.returncode == 2
+    assert ran.stderr == (
+        "error: torch is not installed: without it only exported files can predict\n"
+    )
+
+
+def test_batches_and_tiles_are_those_of_the_predictor(pair: tuple[Path, Path]) -> None:
+    folder, file = pair
+    plain, opened = brefine.load(folder, device="cpu"), exported.load(file, threads=1)
+    pictures = [noise(96, 128, 1), noise(96, 96, 2), noise(96, 128, 3)]
+    together = opened.records_of(pictures, [5, 6, 7])
+    assert [{one["image_id"] for one in records} for records in together] == [{5}, {6}, {7}]
+    for picture, id, found in zip(pictures, (5, 6, 7), together, strict=True):
+        alone = opened(picture, id)
+        assert len(alone) == len(found)
+        assert all(map(same, alone, found))
+    large = noise(96, 224)
+    expected = plain.records(large, 1, tile=96, overlap=32)
+    found = opened(large, 1, tile=96, overlap=32)
+    assert len(expected) == len(found) > 0
+    assert all(map(same, expected, found))
+    with pytest.raises(InputError, match="--tta does: use the model folder"):
+        opened.records(large, 1, views=combine(flip=True))
 
 
 def test_takes_any_picture(pair: tuple[Path, Path]) -> None:
@@ -275,8 +298,11 @@ def test_takes_any_picture(pair: tuple[Path, Path]) -> None:
     assert model(array[::-1][::-1]) == first
     assert len(model(array, threshold=0.0)) >= len(first)
     assert model(array, threshold=1.0) == []
+    content = io.BytesIO()
+    Image.fromarray(array).save(content, "PNG")
+    assert model(content.getvalue()) == first
     for strange in (array[:, :, :2], array.astype(float), None):
-        with pytest.raises(InputError, match="expected a file, a PIL picture or an RGB array"):
+        with pytest.raises(InputError, match="picture: expected"):
             model(strange)  # type: ignore[arg-type]
 
 

@@ -13,7 +13,6 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
-from torch import Tensor
 
 import brefine
 from brefine import jobs
@@ -374,14 +373,14 @@ class Counted:
 
     def __init__(self, inner: Predictor) -> None:
         self.inner, self.most = inner, 0
-        self.alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
+        self.alive: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
-    def several(self, pictures: list[Tensor], **options: Any) -> Any:
+    def records_of(self, pictures: list[Any], ids: list[Any], **options: Any) -> Any:
         self.most = max(self.most, len(self.alive))
-        return self.inner.several(pictures, **options)
+        return self.inner.records_of(pictures, ids, **options)
 
 
 @pytest.mark.parametrize(("workers", "batch"), [(0, 1), (2, 1), (2, 8), (5, 2)])
@@ -394,7 +393,7 @@ def test_few_pictures_are_decoded_at_a_time(
 
     def read(item: Any) -> Any:
         pixels = real(item)
-        counted.alive.add(pixels)
+        counted.alive[id(pixels)] = pixels
         return pixels
 
     monkeypatch.setattr(jobs, "_read", read)

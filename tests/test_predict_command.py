@@ -29,7 +29,7 @@ def run(
 ) -> Run:
     """Calls predict in a folder with ``in/0.png`` .. ``in/3.png``; three discs are in each."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Predictor, "load", lambda folder: predictor())
+    monkeypatch.setattr(Predictor, "load", lambda folder, compile=False: predictor())
     random = np.random.default_rng(0)
     Path("in").mkdir()
     for i in range(4):

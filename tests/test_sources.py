@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from brefine import sources
-from brefine.sources import as_pixels, count, find_pictures, walk
+from brefine.sources import as_array, as_pixels, count, find_pictures, walk
 from brefine.structures import InputError
 
 
@@ -66,7 +66,7 @@ def test_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"list: line 2: gone\.png: no such picture"):
         find_pictures(["@list"])
     a, gone = walk(find_pictures(["@list"], missing=True))
-    assert a.read().shape == (3, 30, 40)
+    assert a.read().shape == (30, 40, 3)
     with pytest.raises(InputError, match=r"gone\.png: no such picture"):
         gone.read()
     Path("empty.txt").write_text("\n")
@@ -107,7 +107,7 @@ def test_stdin_is_one_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", Stdin)
     (item,) = walk(find_pictures(["-"]))
     assert item.name == "stdin"
-    assert item.read()[:, 0, 0].tolist() == [0, 0, 255]
+    assert item.read()[0, 0].tolist() == [0, 0, 255]
     monkeypatch.setattr(sources, "MOST_BYTES", 10)
     Stdin.buffer = io.BytesIO(content.getvalue())
     with pytest.raises(InputError, match="standard input: more than"):
@@ -162,7 +162,7 @@ def test_urls_on_request_only(server: str) -> None:
     assert list(find([f"{server}/"])) == ["picture"]
     for path in ("x/a.png", "moved"):
         (item,) = walk(find([f"{server}/{path}"]))
-        assert item.read().shape == (3, 5, 7)
+        assert item.read().shape == (5, 7, 3)
 
 
 @pytest.mark.parametrize(
@@ -219,18 +219,15 @@ def test_frames_of_a_video(film: Path) -> None:
     assert [item.name for item in items] == [f"clip_{k:06}" for k in range(7)]
     for k, item in enumerate(items):
         pixels = item.read()
-        assert pixels.shape == (3, 48, 64)
-        # JPEG's colours
-        torch.testing.assert_close(
-            pixels.float().mean((1, 2)), torch.tensor([0.0, 0, 30 * k]), atol=12, rtol=0
-        )
+        assert pixels.shape == (48, 64, 3)
+        np.testing.assert_allclose(pixels.mean((0, 1)), [0, 0, 30 * k], atol=12)  # JPEG's colours
     assert count(found, every=3) == 3
     assert [i.name for i in walk(found, every=3)] == ["clip_000000", "clip_000003", "clip_000006"]
     assert count(found, every=3, limit=2) == 2
     done = {"clip_000000", "clip_000002"}
     rest = list(walk(found, every=2, limit=3, done=done))
     assert [item.name for item in rest] == ["clip_000004"]
-    assert rest[0].read().float()[2].mean() == pytest.approx(120, abs=12)
+    assert rest[0].read()[:, :, 2].mean() == pytest.approx(120, abs=12)
 
 
 def test_a_dot_in_a_video_s_name_is_not_a_suffix(film: Path, tmp_path: Path) -> None:
@@ -298,6 +295,8 @@ def test_every_form_gives_the_same(tmp_path: Path) -> None:
     content = (tmp_path / "x.png").read_bytes()
     for form in (array, image, tmp_path / "x.png", str(tmp_path / "x.png"), content, expected):
         assert torch.equal(as_pixels(form), expected)
+        if not isinstance(form, torch.Tensor):
+            assert np.array_equal(as_array(form), array)
     assert torch.equal(as_pixels(array[:, :, ::-1], "BGR"), expected)
     assert torch.equal(as_pixels(expected.flip(0), "BGR"), expected)
     grey = array[:, :, 0]
@@ -326,6 +325,9 @@ def test_every_form_gives_the_same(tmp_path: Path) -> None:
 def test_other_arrays_are_refused_with_advice(wrong: Any, advice: str) -> None:
     with pytest.raises(InputError, match=advice):
         as_pixels(wrong)
+    if not isinstance(wrong, torch.Tensor):
+        with pytest.raises(InputError, match=advice):
+            as_array(wrong)
 
 
 def test_the_order_of_channels_is_one_of_two() -> None:
@@ -368,7 +370,7 @@ def test_threads_that_read_leave_warnings_as_they_were(tmp_path: Path) -> None:
 
     def read(item: sources.Item) -> bool:
         try:
-            return bool(item.read().numel())
+            return bool(item.read().size)
         except InputError:
             return False
 

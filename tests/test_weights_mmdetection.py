@@ -140,3 +140,54 @@ def test_other_state_dicts_are_told_apart(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "headless.pth")
     with pytest.raises(InputError, match=r"headless.pth: nothing in it for box_head.classes"):
         weights.start(build(), tmp_path / "headless.pth")
+
+
+def caffe_model(**detector: Any) -> nn.Module:
+    options = {**TINY["detector"], "box_hidden": 16, **detector}
+    return build(3, backbone="resnet26", detector=options)
+
+
+def test_a_resnet_of_caffe_s_sees_what_it_saw_there(tmp_path: Path) -> None:
+    source: Any = caffe_model(stride_in_1x1=True)
+    state = theirs(source)
+    meta = {"cfg": "backbone=dict(depth=50, norm_eval=True,\n style='caffe', type='ResNet')"}
+    torch.save({"meta": meta, "state_dict": state}, tmp_path / "model.pth")
+    model: Any = caffe_model(stride_in_1x1=True)
+    weights.start(model, tmp_path / "model.pth")
+    pixels = torch.rand(1, 3, 64, 64) * 255
+    # BGR, the mean taken away, not scaled
+    mean = torch.tensor([103.53, 116.28, 123.675])[:, None, None]
+    with torch.no_grad():
+        kernel = state["backbone.conv1.weight"]
+        stem = source.trunk.body.conv1
+        expected = nn.functional.conv2d(pixels.flip(1) - mean, kernel, stem.bias, stem.stride,
+                                        stem.padding)  # fmt: skip
+        ours = (pixels - model.trunk.mean) / model.trunk.std
+        torch.testing.assert_close(model.trunk.body.conv1(ours), expected, rtol=1e-4, atol=1e-2)
+
+
+def test_a_resnet_of_caffe_s_needs_its_strides(tmp_path: Path) -> None:
+    torch.save(theirs(caffe_model()), tmp_path / "point-rend_r50-caffe_fpn.pth")
+    with pytest.raises(InputError, match=r"stride_in_1x1=true"):
+        weights.start(caffe_model(), tmp_path / "point-rend_r50-caffe_fpn.pth")
+    with pytest.raises(InputError, match="no bottlenecks with strides"):
+        build(detector={**TINY["detector"], "stride_in_1x1": True})
+
+
+def test_strides_move_and_sizes_stay() -> None:
+    plain: Any = build(backbone="resnet26", detector={})
+    moved: Any = build(backbone="resnet26", detector={"stride_in_1x1": True})
+    moved.load_state_dict(plain.state_dict())
+    for stage in (2, 3, 4):
+        block = moved.trunk.body[f"layer{stage}"][0]
+        assert (block.conv1.stride, block.conv2.stride) == ((2, 2), (1, 1))
+    picture = torch.randn(1, 3, 64, 64)
+    for model in (plain, moved):  # timm starts each block as nothing but its shortcut
+        for name, parameter in model.trunk.named_parameters():
+            if name.endswith("bn3.weight"):
+                parameter.data.fill_(1.0)
+    with torch.no_grad():
+        pairs = list(zip(plain.trunk.body(picture), moved.trunk.body(picture), strict=True))
+    assert all(a.shape == b.shape for a, b in pairs)
+    assert torch.equal(*pairs[0])
+    assert not torch.allclose(*pairs[1])

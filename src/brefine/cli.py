@@ -366,11 +366,19 @@ def predict(
 
     lowest = _threshold(threshold)
 
-    from brefine.jobs import predict_files, print_summary
-    from brefine.predict import Predictor
+    from brefine import exported
+    from brefine.jobs import Finder, predict_files, print_summary
     from brefine.views import combine
 
-    predictor = Predictor.load(model, compile=compile)
+    predictor: Finder
+    if exported.is_exported(model):
+        if compile:
+            raise typer.BadParameter(f"{model} is exported already: --compile is for model folders")
+        predictor = exported.load(model)
+    else:
+        from brefine.predict import Predictor
+
+        predictor = Predictor.load(model, compile=compile)
     summary = predict_files(
         predictor,
         sources,
@@ -578,6 +586,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader (head, less) has gone: nothing is wrong. Keep the exit from flushing again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "torchvision", "timm", "lightning", "safetensors"):
+            raise
+        return _fail(f"{error.name} is not installed: without it only exported files can predict")
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         return _fail(f"{place}{error.strerror or error}")

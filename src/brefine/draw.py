@@ -10,21 +10,22 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 
-from brefine.evaluate import Report
 from brefine.files import replacing
 from brefine.metrics.boundary import Mask, band_width, boundary_band, mask_iou
-from brefine.metrics.profile import cut
 from brefine.metrics.tables import COLUMNS, table_cells
-from brefine.parts.masks import to_records
 from brefine.rle import decode
 from brefine.structures import Category, InputError, Instances
+
+if TYPE_CHECKING:  # an exported model's results are drawn, too, where there is no torch
+    from torch import Tensor
+
+    from brefine.evaluate import Report
 
 Colour = tuple[int, int, int]
 Records = Sequence[Mapping[str, Any]]
@@ -72,7 +73,7 @@ def colour(index: int) -> Colour:
 
 
 def overlay(
-    picture: Tensor,
+    picture: Tensor | NDArray[np.uint8],
     objects: Records | Instances,
     categories: Sequence[Category],
     *,
@@ -87,7 +88,7 @@ def overlay(
     small for letters (short side below 64 pixels) there are none.
 
     Args:
-        picture: ``[3, H, W]`` uint8.
+        picture: ``[3, H, W]`` uint8, or an array ``[H, W, 3]``.
         objects: COCO results in the picture's size, or Instances in its frame.
         categories: the category table.
         names: write names and scores.
@@ -96,15 +97,17 @@ def overlay(
     Raises:
         InputError: a mask is not of the picture's size, or its category is not in the table.
     """
-    size = (picture.shape[1], picture.shape[2])
+    pixels = pixels_of(picture)
+    size = (pixels.shape[0], pixels.shape[1])
     if isinstance(objects, Instances):
+        from brefine.parts.masks import to_records
+
         objects = to_records(objects, 0, categories, size)
     label = {category.id: i for i, category in enumerate(categories)}
     for record in objects:
         if record["category_id"] not in label:
             known = "give the table that the results were made with"
             raise InputError(f"category_id {record['category_id']} is not in the table: {known}")
-    pixels = pixels_of(picture)
     width = max(1, round(math.hypot(*size) / 450))
     order = sorted(range(len(objects)), key=lambda i: objects[i].get("score", 1.0))
     colours = [
@@ -221,8 +224,10 @@ def page(title: str, body: Sequence[str], style: str = "") -> str:
     return head.replace("</style>", f"{style}</style>") + "\n".join(body) + tail
 
 
-def pixels_of(picture: Tensor) -> NDArray[np.uint8]:
+def pixels_of(picture: Tensor | NDArray[np.uint8]) -> NDArray[np.uint8]:
     """``[H, W, 3]``, a copy."""
+    if isinstance(picture, np.ndarray):
+        return picture.copy()
     return picture.detach().cpu().permute(1, 2, 0).contiguous().numpy().astype(np.uint8)
 
 
@@ -235,10 +240,10 @@ def shapes_of(records: Records, size: tuple[int, int]) -> list[Mask]:
     shapes: list[Mask] = []
     for i, record in enumerate(records):
         try:
-            window, corner = decode(record["segmentation"], size).window()
+            window, corner = decode(record["segmentation"], size).pixels()
         except ValueError as error:
             raise InputError(f"record {i} does not fit its picture: {error}") from None
-        shapes.append((window.numpy(), corner))
+        shapes.append((window, corner))
     return shapes
 
 
@@ -380,6 +385,8 @@ def show(
         widest: pixels of the longer side in the page.
         most: bytes of a picture, see `inline`.
     """
+    from brefine.metrics.profile import cut  # needs torch, which an overlay does not
+
     size = (panel.picture.shape[1], panel.picture.shape[2])
     true = shapes_of(panel.label, size)
     found = {name: shapes_of(records, size) for name, records in panel.found.items()}

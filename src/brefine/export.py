@@ -7,7 +7,6 @@ it finds what the model finds (`check`).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import warnings
@@ -235,7 +234,11 @@ def export(folder: Path | str, out: Path | str, format: str = "onnx") -> Parity:
             raise needs(package, "onnx,openvino" if format == "openvino" else "onnx")
     model = weights.load(folder)
     if not isinstance(model.segmenter, TwoStage):
-        raise InputError(f"{folder}: only two-stage models can be exported")
+        method = model.recipe.model.method
+        raise InputError(
+            f"{folder}: {method} cannot be exported, because what is written follows the flow of "
+            "two stages: predict from the model folder"
+        )
     data = model.recipe.data
     metadata = {
         "format": "brefine",
@@ -450,15 +453,12 @@ class Exported(nn.Module):
     def __init__(self, session: Session, num_classes: int) -> None:
         super().__init__()
         self.session, self.num_classes = session, num_classes
-        content = hashlib.sha256(session.path.read_bytes())
-        if session.path.suffix == ".xml":
-            content.update(session.path.with_suffix(".bin").read_bytes())
         # In the state dict, by which runs of `predict` are told apart.
-        self.register_buffer("digest", torch.tensor(list(content.digest()), dtype=torch.uint8))
+        self.register_buffer("digest", torch.tensor(list(session.digest()), dtype=torch.uint8))
 
     def loss(self, images: Images, targets: Sequence[Instances]) -> dict[str, Tensor]:
         """An exported model has none."""
-        raise self._refuse("trained")
+        raise self.session.refuse("trained")
 
     def features(self, images: Images) -> Images:
         """The pictures: nothing is worked out first."""
@@ -474,15 +474,12 @@ class Exported(nn.Module):
     ) -> list[Instances]:
         """See ``Segmenter``; without ``given`` and ``margin``."""
         if given is not None:
-            raise self._refuse("asked about given boxes (--tta, evaluate without --boxes detected)")
+            raise self.session.refuse(
+                "asked about given boxes (--tta, evaluate without --boxes detected)"
+            )
         if margin:
-            raise self._refuse("asked for a margin")
+            raise self.session.refuse("asked for a margin")
         return _run(self.session, images.to("cpu"), self.session.least)
-
-    def _refuse(self, what: str) -> InputError:
-        return InputError(
-            f"{self.session.path}: an exported model cannot be {what}: use the model folder"
-        )
 
 
 def open_exported(path: Path | str) -> tuple[Exported, Session]:

@@ -1,5 +1,7 @@
 """Prediction from an exported file, with onnxruntime or OpenVINO alone: nothing here needs torch.
 
+``brefine predict model.onnx`` is this and ``jobs``. In Python:
+
     import brefine.exported
 
     model = brefine.exported.load("model.onnx")
@@ -11,19 +13,24 @@ resizing (Pillow's, which differs from torch's by one grey value at most), the s
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from brefine.data.pictures import network_size, open_picture, to_rgb
+from brefine.data.pictures import network_size
 from brefine.header import read_header
 from brefine.runs import paste
+from brefine.sources import Held, as_array
 from brefine.structures import InputError
+from brefine.tiling import choose_tile, lay, merge
+from brefine.views import PLAIN, View
 
 #: suffixes of the files by format
 FORMATS = {"onnx": ".onnx", "openvino": ".xml"}
@@ -44,7 +51,7 @@ class Session:
 
     Args:
         path: ``.onnx``, or ``.xml`` with its ``.bin`` beside it.
-        threads: that a run uses; None: as many as the runtime likes.
+        threads: that a run uses; None: ``OMP_NUM_THREADS``, or as many as the runtime likes.
 
     Attributes:
         categories: label ``i`` is row ``i``.
@@ -64,6 +71,7 @@ class Session:
         self.path = path = Path(path)
         if not path.is_file():
             raise InputError(f"{path}: no such file: name one that brefine export wrote")
+        threads = threads or _wanted_threads()
         metadata, self._run = (_open_ir if path.suffix == ".xml" else _open_onnx)(path, threads)
         header = read_header(metadata, path)
         self.categories, self.thresholds, self.overall, self.calibration = header
@@ -87,6 +95,17 @@ class Session:
         found: tuple[Array, ...] = self._run(pixels, sizes, np.array([least], dtype=np.float32))
         return found
 
+    def digest(self) -> bytes:
+        """A hash of the file, and of the one beside it."""
+        content = hashlib.sha256(self.path.read_bytes())
+        if self.path.suffix == ".xml":
+            content.update(self.path.with_suffix(".bin").read_bytes())
+        return content.digest()
+
+    def refuse(self, what: str) -> InputError:
+        """What to say of something that an exported model cannot do."""
+        return InputError(f"{self.path}: an exported model cannot be {what}: use the model folder")
+
 
 class Model:
     """An exported model: pictures in, COCO results out.
@@ -97,41 +116,115 @@ class Model:
 
     def __init__(self, session: Session) -> None:
         self.session, self.categories = session, session.categories
+        self.thresholds, self.overall = session.thresholds, session.overall
+        self.calibration = session.calibration
 
     def __call__(
         self,
-        picture: Path | str | Image.Image | Array,
+        picture: Held,
         image_id: int | str | None = None,
         *,
         threshold: float | None = None,
+        tile: int | Literal["auto"] | None = None,
+        overlap: int | None = None,
     ) -> list[dict[str, Any]]:
         """The objects of a picture as COCO results, best score first.
 
         Args:
-            picture: a file, a PIL picture (EXIF orientation applied) or an array ``[H, W, 3]``
-                uint8, RGB.
+            picture: a file, its content, a PIL picture or an array; see ``sources.as_array``.
             image_id: for the records; None: the file's name, or ``picture``.
             threshold: objects with a lower score are dropped; None: the model's own by class.
+            tile: side of tiles, in pixels; see ``predict.Predictor.records``.
+            overlap: see there, too.
 
         Returns:
             For each object ``image_id``, ``category_id``, ``score``, ``bbox`` (x, y, width,
             height) and ``segmentation`` (RLE).
 
         Raises:
-            InputError: no picture, or an array of another shape or type.
+            InputError: no picture, an array of another shape or type, or an overlap that does not
+                fit the tiles.
         """
-        session = self.session
         if image_id is None:
             image_id = Path(picture).name if isinstance(picture, str | Path) else "picture"
-        pixels = _pixels(picture)
-        size = pixels.shape[0], pixels.shape[1]
-        boxes, labels, scores, _, logits = session(*prepare(pixels, session), session.least)
-        chosen = session.thresholds if threshold is None else [threshold] * len(self.categories)
-        scores = session.calibration(scores)
+        return self.records(picture, image_id, threshold=threshold, tile=tile, overlap=overlap)
+
+    def records(
+        self,
+        picture: Held,
+        image_id: int | str,
+        *,
+        threshold: float | None = None,
+        views: Sequence[View] = PLAIN,
+        tile: int | Literal["auto"] | None = None,
+        overlap: int | None = None,
+    ) -> list[dict[str, Any]]:
+        """The call, for an id; ``views`` must be the plain one."""
+        session, pixels = self.session, as_array(picture)
+        if tuple(views) != PLAIN:
+            raise session.refuse("asked about given boxes, as --tta does")
+        size = (pixels.shape[0], pixels.shape[1])
+        if tile == "auto":
+            tile = choose_tile(size, session.short_side, session.long_side)
+        grid = lay(size, tile, overlap)
+        found = [
+            self.records_of([pixels[y1:y2, x1:x2]], [image_id], threshold=threshold)[0]
+            for x1, y1, x2, y2 in grid.tiles
+        ]
+        return merge(found, grid)
+
+    def records_of(
+        self,
+        pictures: Sequence[Held],
+        ids: Sequence[int | str],
+        *,
+        threshold: float | None = None,
+    ) -> list[list[dict[str, Any]]]:
+        """COCO results of each of several pictures, with the ids given.
+
+        Those that have one size for the network go through it together.
+        """
+        held = [as_array(picture) for picture in pictures]
+        sizes = [(pixels.shape[0], pixels.shape[1]) for pixels in held]
+        batches = [prepare(pixels, self.session) for pixels in held]
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for i, (_, shape) in enumerate(batches):
+            groups.setdefault(tuple(shape[0].tolist()), []).append(i)
+        records: dict[int, list[dict[str, Any]]] = {}
+        for small, members in groups.items():
+            pixels, frames = (np.concatenate([batches[i][k] for i in members]) for k in (0, 1))
+            boxes, labels, scores, place, logits = self.session(pixels, frames, self.session.least)
+            for k, i in enumerate(members):
+                of = place == k
+                found = self._above(boxes[of], labels[of], scores[of], logits[of], threshold)
+                records[i] = self._records(*found, ids[i], sizes[i], small)
+        return [records[i] for i in range(len(held))]
+
+    def describe(self) -> dict[str, Any]:
+        """Everything that a prediction follows from, the file as a hash."""
+        return {"weights": self.session.digest().hex()}
+
+    def _above(
+        self, boxes: Array, labels: Array, scores: Array, logits: Array, threshold: float | None
+    ) -> tuple[Array, Array, Array, Array]:
+        """The objects whose score, now calibrated, is high enough."""
+        chosen = self.thresholds if threshold is None else [threshold] * len(self.categories)
+        scores = self.calibration(scores)
         # In single precision: a score of 0.7 that the model computed in it is not below 0.7.
         some = scores.astype(np.float32) >= np.array(chosen, dtype=np.float32)[labels]
-        boxes, labels, scores, logits = boxes[some], labels[some], scores[some], logits[some]
-        small = network_size(size, session.short_side, session.long_side)
+        return boxes[some], labels[some], scores[some], logits[some]
+
+    def _records(
+        self,
+        boxes: Array,
+        labels: Array,
+        scores: Array,
+        logits: Array,
+        image_id: int | str,
+        size: tuple[int, int],
+        small: tuple[int, ...],
+    ) -> list[dict[str, Any]]:
+        """COCO results in a picture of ``size`` that the network saw at the size ``small``."""
         scale = np.array([size[1] / small[1], size[0] / small[0]] * 2, dtype=np.float32)
         limit = np.array([size[1], size[0]] * 2, dtype=np.float32)
         boxes = np.clip(boxes * scale, 0, limit).astype(np.float64)
@@ -147,6 +240,11 @@ class Model:
                 boxes.tolist(), labels, scores.tolist(), paste(logits, boxes, size), strict=True
             )
         ]
+
+
+def is_exported(path: Path | str) -> bool:
+    """Whether a path names an exported file, by its suffix."""
+    return Path(path).suffix in FORMATS.values() and not Path(path).is_dir()
 
 
 def load(path: Path | str, threads: int | None = None) -> Model:
@@ -171,16 +269,10 @@ def prepare(pixels: NDArray[np.uint8], session: Session) -> tuple[Array, Array]:
     return batch, np.array([[height, width]], dtype=np.int64)
 
 
-def _pixels(picture: Path | str | Image.Image | Array) -> NDArray[np.uint8]:
-    if isinstance(picture, str | Path):
-        with open_picture(picture) as image:
-            return to_rgb(image)
-    if isinstance(picture, Image.Image):
-        return to_rgb(picture)
-    known = isinstance(picture, np.ndarray) and picture.ndim == 3 and picture.shape[2] == 3
-    if known and picture.dtype == np.uint8 and picture.size:
-        return np.ascontiguousarray(picture)
-    raise InputError("picture: expected a file, a PIL picture or an RGB array [H, W, 3] uint8")
+def _wanted_threads() -> int | None:
+    """What torch goes by, too."""
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    return int(said) if said.isdecimal() and int(said) else None
 
 
 def _open_onnx(path: Path, threads: int | None) -> tuple[Mapping[str, str], Any]:

@@ -150,8 +150,9 @@ def _macs(module: nn.Module, *inputs: Any) -> dict[str, int]:
     """MACs of one call by the path of the module in ``module``; "" is all of it."""
     with FlopCounterMode(display=False) as counter:
         made = module(*inputs)
-        if hasattr(module, "quality"):  # a mask head that judges its masks
-            module.quality(*inputs, made)
+        judge = getattr(module, "quality", None)  # of a mask head, of its masks
+        if judge is not None:
+            judge(*inputs, made)
     totals: dict[str, int] = {}
     for path, operations in counter.get_flop_counts().items():
         own = "" if path == "Global" else path.partition(".")[2]

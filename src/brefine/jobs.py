@@ -9,7 +9,6 @@ journal in the end.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -20,14 +19,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
-import torch
 import yaml
-from torch import Tensor, nn
 
 from brefine import __version__
-from brefine.data.read import read
 from brefine.files import put
 from brefine.formats import FORMATS
 from brefine.formats.polygons import (
@@ -40,12 +36,10 @@ from brefine.formats.polygons import (
 )
 from brefine.formats.rasters import write_idmap, write_masks
 from brefine.formats.records import Predicted, write_coco, write_csv, write_cvat
-from brefine.parts.masks import to_records
-from brefine.predict import Predictor
 from brefine.progress import Progress, console
 from brefine.runs import clean
-from brefine.sources import Item, count, find_pictures, walk
-from brefine.structures import InputError
+from brefine.sources import Item, Pixels, count, find_pictures, walk
+from brefine.structures import Category, InputError
 from brefine.views import PLAIN, View
 
 #: what is written unless something else is asked for
@@ -64,6 +58,41 @@ PLACES = {
     "overlay": "overlays",
 }
 JOURNAL, SETTINGS = "journal.jsonl", "settings.json"
+
+
+class Finder(Protocol):
+    """What finds the objects: ``predict.Predictor``, or ``exported.Model`` without torch.
+
+    Attributes:
+        categories: the category table.
+        overall: the best threshold for all classes.
+    """
+
+    categories: list[Category]
+    overall: float
+
+    def records_of(
+        self, pictures: Sequence[Pixels], ids: Sequence[int | str], *, threshold: float | None
+    ) -> list[list[dict[str, Any]]]:
+        """COCO results of each of several pictures, looked at as they are."""
+        ...
+
+    def records(
+        self,
+        picture: Pixels,
+        image_id: int | str,
+        *,
+        threshold: float | None,
+        views: Sequence[View],
+        tile: int | Literal["auto"] | None,
+        overlap: int | None,
+    ) -> list[dict[str, Any]]:
+        """COCO results of a picture; see ``Predictor.records``."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Everything that a prediction follows from."""
+        ...
 
 
 @dataclass
@@ -113,7 +142,7 @@ class Summary:
 
 
 def predict_files(
-    predictor: Predictor,
+    predictor: Finder,
     sources: Sequence[str | Path],
     out: Path | str,
     *,
@@ -183,30 +212,29 @@ def predict_files(
     asked = {"threshold": threshold, "tolerance": tolerance, "save": save, "data": data}
     asked |= {"batch": batch, "every": every, "views": views, "tile": tile, "overlap": overlap}
     asked |= {"holes": holes, "islands": islands, "disjoint": disjoint}
-    settings = {**asked, **_describe(predictor)}
+    settings = {**asked, **predictor.describe(), "version": __version__}
     part = out.with_name(f"{out.name}.part")
     done = _begin(part, out, json.loads(json.dumps(settings, default=str)), resume)
     writer = _Writer(part, out, save, predictor, tolerance)
 
-    def look(pictures: Sequence[tuple[Item, Tensor]]) -> Iterator[list[dict[str, Any]]]:
+    def look(pictures: Sequence[tuple[Item, Pixels]]) -> list[list[dict[str, Any]]]:
         """The records of each picture of a batch."""
-        named = [(ids.get(item.name, item.name), pixels) for item, pixels in pictures]
+        named = [ids.get(item.name, item.name) for item, _ in pictures]
+        batch = [pixels for _, pixels in pictures]
         if tile is None and tuple(views) == PLAIN:
-            found = predictor.several([pixels for _, pixels in named], threshold=threshold)
-            for (id, _), instances in zip(named, found, strict=True):
-                yield to_records(instances, id, predictor.categories, instances.size)
-            return
-        for id, pixels in named:
-            yield predictor.records(
-                pixels, id, threshold=threshold, views=views, tile=tile, overlap=overlap
-            )
+            return predictor.records_of(batch, named, threshold=threshold)
+        options: dict[str, Any] = {"views": views, "tile": tile, "overlap": overlap}
+        return [
+            predictor.records(pixels, id, threshold=threshold, **options)
+            for pixels, id in zip(batch, named, strict=True)
+        ]
 
-    def finish(chunk: Sequence[tuple[Item, Tensor | InputError]]) -> list[dict[str, Any]]:
+    def finish(chunk: Sequence[tuple[Item, Pixels | InputError]]) -> list[dict[str, Any]]:
         """A batch, predicted and written, as it stands in the journal."""
         entries: list[dict[str, Any]] = []
         good = []
         for item, pixels in chunk:
-            if isinstance(pixels, Tensor):
+            if not isinstance(pixels, InputError):
                 good.append((item, pixels))
                 continue
             if not skip_broken:
@@ -215,7 +243,7 @@ def predict_files(
             entries.append({"name": item.name, "broken": str(pixels)})
         for (item, pixels), records in zip(good, look(good), strict=True):
             records = clean(records, holes=holes, islands=islands, disjoint=disjoint)
-            size = (pixels.shape[1], pixels.shape[2])
+            size = (pixels.shape[0], pixels.shape[1])
             picture = Predicted(item.name, item.place, size, records)
             entries.append({**_entry(picture), "ious": writer.write(picture, pixels)})
         return entries
@@ -257,6 +285,8 @@ def _match(
     found: Mapping[str, str], data: Path | str, images: Path | str | None
 ) -> dict[str, int | str]:
     """The id that a labelled set has for each picture."""
+    from brefine.data.read import read  # labelled sets need torch
+
     pictures = read(data, images).pictures
     known = {os.path.abspath(picture.file): picture.id for picture in pictures}
     real: dict[str, int | str] = {}
@@ -269,18 +299,6 @@ def _match(
                 raise InputError(f"{place}: {data} does not list this picture: leave it out")
         ids[name] = known[path] if path in known else real[path]
     return ids
-
-
-def _describe(predictor: Predictor) -> dict[str, Any]:
-    """Everything that a prediction follows from, the weights as a hash."""
-    model = predictor.model
-    assert isinstance(model, nn.Module)
-    weights = hashlib.blake2b(digest_size=16)
-    for name, value in sorted(model.state_dict().items()):
-        weights.update(name.encode())
-        weights.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
-    rest = {key: value for key, value in vars(predictor).items() if key not in ("model", "device")}
-    return {**rest, "weights": weights.hexdigest(), "version": __version__}
 
 
 def _begin(part: Path, out: Path, settings: dict[str, Any], resume: bool) -> dict[str, None]:
@@ -322,13 +340,13 @@ def _begin(part: Path, out: Path, settings: dict[str, Any], resume: bool) -> dic
 
 def _ahead(
     items: Iterable[Item], workers: int, room: int
-) -> Iterator[tuple[Item, Tensor | InputError]]:
+) -> Iterator[tuple[Item, Pixels | InputError]]:
     """Items with their pixels, or why there are none; ``room`` of them wait decoded."""
     if not workers:
         yield from ((item, _read(item)) for item in items)
         return
     pool = ThreadPoolExecutor(workers)
-    waiting: deque[tuple[Item, Future[Tensor | InputError]]] = deque()
+    waiting: deque[tuple[Item, Future[Pixels | InputError]]] = deque()
     try:
         for item in items:
             waiting.append((item, pool.submit(_read, item)))
@@ -342,7 +360,7 @@ def _ahead(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _read(item: Item) -> Tensor | InputError:
+def _read(item: Item) -> Pixels | InputError:
     try:
         return item.read()
     except InputError as error:
@@ -350,8 +368,8 @@ def _read(item: Item) -> Tensor | InputError:
 
 
 def _batches(
-    items: Iterator[tuple[Item, Tensor | InputError]], size: int
-) -> Iterator[list[tuple[Item, Tensor | InputError]]]:
+    items: Iterator[tuple[Item, Pixels | InputError]], size: int
+) -> Iterator[list[tuple[Item, Pixels | InputError]]]:
     while chunk := list(islice(items, size)):
         yield chunk
 
@@ -370,14 +388,14 @@ class _Writer:
     """Writes what was asked for: of single pictures at once, of all from the journal."""
 
     def __init__(
-        self, part: Path, out: Path, save: Sequence[str], predictor: Predictor, tolerance: float
+        self, part: Path, out: Path, save: Sequence[str], predictor: Finder, tolerance: float
     ) -> None:
         self.part, self.out, self.save = part, out, save
         self.categories, self.tolerance = predictor.categories, tolerance
         self.names = [category.name for category in self.categories]
         self.labels = {category.id: label for label, category in enumerate(self.categories)}
 
-    def write(self, picture: Predicted, pixels: Tensor) -> dict[str, list[float]]:
+    def write(self, picture: Predicted, pixels: Pixels) -> dict[str, list[float]]:
         """The files of one picture; the IoUs of their masks with those predicted."""
         labels = [self.labels[record["category_id"]] for record in picture.records]
         objects = list(zip(labels, picture.masks, strict=True))
@@ -426,7 +444,7 @@ class _Writer:
         folder = (self.out / file.relative_to(self.part)).parent
         return os.path.relpath(picture.place, folder)
 
-    def _draw(self, file: Path, picture: Predicted, pixels: Tensor) -> None:
+    def _draw(self, file: Path, picture: Predicted, pixels: Pixels) -> None:
         from brefine.draw import overlay  # brings evaluation along: too much for a start
 
         overlay(pixels, picture.records, self.categories).save(file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from brefine import weights
 from brefine.data.transforms import resize
-from brefine.exported import FORMATS
+from brefine.exported import is_exported
 from brefine.metrics.calibration import IDENTITY, Calibration
 from brefine.parts.backbone import Backbone
 from brefine.parts.boxes import clip
@@ -97,7 +98,7 @@ class Predictor:
         Raises:
             InputError: see ``weights.load`` and ``exported.Session``.
         """
-        if Path(folder).suffix in FORMATS.values() and not Path(folder).is_dir():
+        if is_exported(folder):
             if compile:
                 raise InputError(f"{folder} is exported already: --compile is for model folders")
             return cls._exported(Path(folder), device)
@@ -298,6 +299,29 @@ class Predictor:
             seen = self.detect(pixels[:, y1:y2, x1:x2], threshold=threshold, views=views)
             found.append(to_records(seen, image_id, self.categories, seen.size))
         return merge(found, grid)
+
+    def records_of(
+        self,
+        pictures: Sequence[Picture],
+        ids: Sequence[int | str],
+        *,
+        threshold: float | None = None,
+    ) -> list[list[dict[str, Any]]]:
+        """COCO results of each of several pictures: what ``several`` finds, with the ids given."""
+        found = self.several(pictures, threshold=threshold)
+        return [
+            to_records(each, id, self.categories, each.size)
+            for each, id in zip(found, ids, strict=True)
+        ]
+
+    def describe(self) -> dict[str, Any]:
+        """Everything that a prediction follows from, the weights as a hash."""
+        weights = hashlib.blake2b(digest_size=16)
+        for name, value in sorted(cast(nn.Module, self.model).state_dict().items()):
+            weights.update(name.encode())
+            weights.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
+        rest = {key: value for key, value in vars(self).items() if key not in ("model", "device")}
+        return {**rest, "weights": weights.hexdigest()}
 
     def _resize(self, pixels: Tensor, view: View = PLAIN[0]) -> tuple[Images, tuple[int, int]]:
         """The picture as the model takes it, and its own (height, width)."""

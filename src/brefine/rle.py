@@ -59,6 +59,11 @@ class Runs:
         """The mask inside its box, uint8 ``[h, w]``, and the (x, y) of its top left pixel."""
         import torch
 
+        pixels, origin = self.pixels()
+        return torch.from_numpy(pixels), origin
+
+    def pixels(self) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+        """The same as an array."""
         x1, y1, x2, y2 = self.box()
         height = self.size[0]
         # Only the columns of the box are unrolled: memory follows the object.
@@ -66,7 +71,7 @@ class Runs:
         lengths = np.diff(ends, prepend=0)
         values = (np.arange(len(lengths)) % 2).astype(np.uint8)
         columns = np.repeat(values, lengths).reshape(x2 - x1, height)
-        return torch.from_numpy(np.ascontiguousarray(columns[:, y1:y2].T)), (x1, y1)
+        return np.ascontiguousarray(columns[:, y1:y2].T), (x1, y1)
 
     def encode(self) -> dict[str, Any]:
         """COCO's compressed RLE."""

@@ -1,7 +1,7 @@
 """What there is to predict: files, folders, patterns, lists, standard input, URLs, videos, cameras.
 
 ``find_pictures`` says what there is without opening a picture, ``walk`` gives the pictures one by
-one, ready to be read. In Python, ``as_pixels`` takes a picture in whatever form it is held.
+one, ready to be read. In Python, ``as_array`` and ``as_pixels`` take a picture in any form.
 """
 
 from __future__ import annotations
@@ -16,22 +16,25 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Union
 from urllib import error, request
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
-from brefine.data.loader import read_picture, to_tensor
-from brefine.data.pictures import MISSING, SUFFIXES, read_lines
+from brefine.data.pictures import MISSING, SUFFIXES, read_lines, read_rgb, to_rgb
 from brefine.structures import InputError
 
-#: a file, its content, a PIL picture, an array or a tensor; see ``as_pixels``
-Picture = str | Path | bytes | Image.Image | NDArray[Any] | Tensor
+if TYPE_CHECKING:  # pictures for exported models are read without torch
+    from torch import Tensor
+
+Pixels = NDArray[np.uint8]  #: ``[H, W, 3]``, RGB
+#: a file, its content, a PIL picture or an array; see ``as_array``
+Held = str | Path | bytes | Image.Image | NDArray[Any]
+#: or a tensor; see ``as_pixels``
+Picture = Union[Held, "Tensor"]
 
 #: of video files
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
@@ -49,12 +52,12 @@ class Item(NamedTuple):
     Attributes:
         name: what its results are named by; unique, also without the last suffix.
         place: where it is, for people: a path, a URL, a frame of a video.
-        read: gives its pixels ``[3, H, W]`` or raises InputError.
+        read: gives its pixels or raises InputError.
     """
 
     name: str
     place: str
-    read: Callable[[], Tensor]
+    read: Callable[[], Pixels]
 
 
 def find_pictures(
@@ -265,22 +268,22 @@ def walk(
         rest -= 1
         if name not in done:
             if place == "-":
-                read: Callable[[], Tensor] = _read_stdin
+                read: Callable[[], Pixels] = _read_stdin
             elif _is_url(place):
                 read = partial(_read_url, place)
             else:
-                read = partial(read_picture, place)
+                read = partial(read_rgb, place)
             yield Item(name, place, read)
 
 
-def _read_stdin() -> Tensor:
+def _read_stdin() -> Pixels:
     content = sys.stdin.buffer.read(MOST_BYTES + 1)
     if len(content) > MOST_BYTES:
         raise InputError(f"standard input: more than {MOST_BYTES >> 20} MB")
-    return read_picture("standard input", content)
+    return read_rgb("standard input", content)
 
 
-def _read_url(url: str) -> Tensor:
+def _read_url(url: str) -> Pixels:
     """A picture from the net, kept in memory only.
 
     Raises:
@@ -317,7 +320,7 @@ def _read_url(url: str) -> Tensor:
     except Exception as fault:
         reason = " ".join(str(getattr(fault, "reason", fault)).split())
         raise InputError(f"{url}: cannot fetch it: {reason}") from None
-    return read_picture(url, bytes(content))
+    return read_rgb(url, bytes(content))
 
 
 def _frames(
@@ -345,11 +348,11 @@ def _frames(
         yield None if name in done else Item(name, place, partial(_upright, None, place))
 
 
-def _upright(frame: NDArray[np.uint8] | None, place: str) -> Tensor:
+def _upright(frame: NDArray[np.uint8] | None, place: str) -> Pixels:
     """A frame of OpenCV's, as RGB."""
     if frame is None:
         raise InputError(f"{place}: no video, or of a kind that OpenCV cannot read")
-    return as_pixels(frame, "BGR")
+    return as_array(frame, "BGR")
 
 
 def _opencv(place: str) -> ModuleType:
@@ -369,48 +372,74 @@ def _open_film(place: str) -> Any | None:
     return film if film.isOpened() else None
 
 
+def as_array(picture: Held, channels: str = "RGB") -> Pixels:
+    """RGB ``[H, W, 3]`` uint8 from a picture in any form.
+
+    Args:
+        picture: a file; its content (bytes); a PIL picture; an array ``[H, W, 3]`` uint8, or
+            ``[H, W]`` uint8 or uint16, which is grey. The rules of ``data.pictures.to_rgb`` make
+            RGB with 8 bits of it.
+        channels: the order in arrays, ``RGB`` or ``BGR`` (OpenCV's).
+
+    Raises:
+        InputError: no picture, or an array of another shape or type.
+    """
+    _check_order(channels)
+    if isinstance(picture, str | Path):
+        return read_rgb(picture)
+    if isinstance(picture, bytes):
+        return read_rgb("picture", picture)
+    if isinstance(picture, Image.Image):
+        return to_rgb(picture)
+    if not isinstance(picture, np.ndarray):
+        raise InputError(
+            "picture: expected a file, its bytes, a PIL picture, an array or a tensor, not "
+            f"{type(picture).__name__}"
+        )
+    if picture.ndim == 2 and picture.dtype in (np.uint8, np.uint16) and picture.size:
+        return to_rgb(Image.fromarray(picture))
+    known = picture.ndim == 3 and picture.shape[2] == 3 and picture.dtype == np.uint8
+    if not known or not picture.size:
+        grey = " or grey [H, W] uint8 or uint16"
+        raise _refuse(picture, f"{channels} [H, W, 3] uint8{grey}", "array")
+    return np.ascontiguousarray(picture if channels == "RGB" else picture[:, :, ::-1])
+
+
 def as_pixels(picture: Picture, channels: str = "RGB") -> Tensor:
     """RGB ``[3, H, W]`` uint8 from a picture in any form.
 
     Args:
-        picture: a file; its content (bytes); a PIL picture; an array ``[H, W, 3]`` uint8, or
-            ``[H, W]`` uint8 or uint16, which is grey; a tensor ``[3, H, W]`` or ``[H, W]``
-            uint8. The rules of ``data.loader`` make RGB with 8 bits of it.
+        picture: as in `as_array`; or a tensor ``[3, H, W]`` or ``[H, W]`` uint8.
         channels: the order in arrays and tensors, ``RGB`` or ``BGR`` (OpenCV's).
 
     Raises:
         InputError: no picture, or an array of another shape or type.
     """
+    import torch
+
+    if not isinstance(picture, torch.Tensor):
+        # Left in Pillow's order of bytes, which resizing is fastest with.
+        return torch.from_numpy(as_array(picture, channels)).permute(2, 0, 1)
+    _check_order(channels)
+    pixels = None
+    if picture.ndim == 2 and picture.dtype == torch.uint8:
+        pixels = picture.cpu().expand(3, -1, -1)
+    elif picture.ndim == 3 and picture.shape[0] == 3 and picture.dtype == torch.uint8:
+        pixels = picture.cpu()
+    if pixels is None or not pixels.numel():
+        raise _refuse(picture, f"{channels} [3, H, W] uint8 or grey [H, W] uint8", "tensor")
+    return pixels if channels == "RGB" else pixels.flip(0)
+
+
+def _check_order(channels: str) -> None:
     if channels not in ("RGB", "BGR"):
         raise InputError(f"channels: {channels!r} is none of RGB, BGR")
-    if isinstance(picture, str | Path):
-        return read_picture(picture)
-    if isinstance(picture, bytes):
-        return read_picture("picture", picture)
-    if isinstance(picture, Image.Image):
-        return to_tensor(picture)
-    pixels = None
-    if isinstance(picture, np.ndarray):
-        kind, shape, grey = "array", "[H, W, 3]", " or grey [H, W] uint8 or uint16"
-        if picture.ndim == 2 and picture.dtype in (np.uint8, np.uint16) and picture.size:
-            return to_tensor(Image.fromarray(picture))
-        if picture.ndim == 3 and picture.shape[2] == 3 and picture.dtype == np.uint8:
-            pixels = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)
-    elif isinstance(picture, Tensor):
-        kind, shape, grey = "tensor", "[3, H, W]", " or grey [H, W] uint8"
-        if picture.ndim == 2 and picture.dtype == torch.uint8:
-            pixels = picture.cpu().expand(3, -1, -1)
-        elif picture.ndim == 3 and picture.shape[0] == 3 and picture.dtype == torch.uint8:
-            pixels = picture.cpu()
-    else:
-        raise InputError(
-            "picture: expected a file, its bytes, a PIL picture, an array or a tensor, not "
-            f"{type(picture).__name__}"
-        )
-    if pixels is None or not pixels.numel():
-        text = f"picture: expected {channels} {shape} uint8{grey}, not {kind} "
-        text += f"{list(picture.shape)} {str(picture.dtype).removeprefix('torch.')}"
-        if "float" in text:
-            text += ": scale it to 0..255, round it and make it uint8"
-        raise InputError(text)
-    return pixels if channels == "RGB" else pixels.flip(0)
+
+
+def _refuse(picture: NDArray[Any] | Tensor, expected: str, kind: str) -> InputError:
+    """What to say of an array or a tensor that is no picture."""
+    found = f"{kind} {list(picture.shape)} {str(picture.dtype).removeprefix('torch.')}"
+    text = f"picture: expected {expected}, not {found}"
+    if "float" in text:
+        text += ": scale it to 0..255, round it and make it uint8"
+    return InputError(text)

@@ -10,9 +10,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-import torch
-from torchvision.ops import box_iou
-
 from brefine.structures import InputError, Instances
 
 #: boxes of two views with a higher IoU are the same object
@@ -31,6 +28,8 @@ class View(NamedTuple):
         """Objects of this view as they are in the picture at the same size, or the reverse."""
         if not self.flip:
             return found
+        import torch
+
         x1, y1, x2, y2 = found.boxes.unbind(1)
         boxes = torch.stack([found.size[1] - x2, y1, found.size[1] - x1, y2], 1)
         logits = None if found.logits is None else found.logits.flip(-1)
@@ -71,6 +70,9 @@ def fuse(found: Sequence[Instances]) -> Instances:
     """
     if len(found) == 1:
         return replace(found[0], logits=None)
+    import torch
+    from torchvision.ops import box_iou
+
     scores = torch.cat([one.scores for one in found if one.scores is not None])
     boxes = torch.cat([one.boxes for one in found])
     labels = torch.cat([one.labels for one in found])

@@ -206,10 +206,10 @@ def start(
         state = cast(nn.Module, other.segmenter).state_dict()
         lines = _transfer(model, state, other.categories, categories, str(path))
     else:
-        state, names = _read_state(path)
+        state, names, caffe = _read_state(path)
         theirs = any(key.startswith(_MMDETECTION_PARTS) for key in state)
         if theirs:
-            state = from_mmdetection(state, model)
+            state = from_mmdetection(state, model, caffe=caffe, origin=str(path))
         else:
             state = from_torchvision(state, origin=str(path))
         known = _name_classes(_count_classes(state, str(path)), names)
@@ -304,7 +304,13 @@ _MMDETECTION = [
 _MMDETECTION_PARTS = ("neck.", "rpn_head.", "roi_head.", "bbox_head.", "mask_head.convs_all.")
 
 
-def from_mmdetection(state: Mapping[str, Tensor], model: nn.Module) -> State:
+def from_mmdetection(
+    state: Mapping[str, Tensor],
+    model: nn.Module,
+    *,
+    caffe: bool = False,
+    origin: str = "state dict",
+) -> State:
     """The state dict of a model of MMDetection 3.x under the names of ours.
 
     Rules that belong to one method alone are the attribute ``mmdetection`` of the part of ``model``
@@ -313,6 +319,11 @@ def from_mmdetection(state: Mapping[str, Tensor], model: nn.Module) -> State:
     Args:
         state: of MMDetection's model, or of some of its parts.
         model: that the names are for; weights of a part that it lacks keep their names.
+        caffe: the weights belong to a ResNet of Caffe's, which sees BGR, not scaled.
+        origin: its name for messages.
+
+    Raises:
+        InputError: a ResNet of Caffe's, but ``model`` has its strides in other layers.
     """
     own = [rule for part in model.children() for rule in getattr(part, "mmdetection", ())]
     renamed: State = {}
@@ -323,6 +334,17 @@ def from_mmdetection(state: Mapping[str, Tensor], model: nn.Module) -> State:
             if found:
                 break
         renamed[ours] = value
+    if caffe:
+        known = cast(Any, model)
+        if not getattr(known.detector, "stride_in_1x1", False):
+            raise InputError(
+                f"{origin}: these weights belong to a ResNet with strides in its 1x1 convolutions: "
+                "set model.options.detector.stride_in_1x1=true"
+            )
+        # Ours sees RGB divided by a deviation for each channel: undone in the first layer.
+        first = "trunk.body.conv1.weight"
+        if first in renamed:
+            renamed[first] = renamed[first].flip(1) * known.trunk.std.cpu()
     return renamed
 
 
@@ -580,19 +602,21 @@ def _opened(path: Path) -> Iterator[Any]:
         raise InputError(f"{path}: damaged, or no safetensors file ({reason})") from None
 
 
-def _read_state(path: Path) -> tuple[State, list[str] | None]:
-    """Tensors by name from .safetensors or .pth, and names of classes if the file has them.
+def _read_state(path: Path) -> tuple[State, list[str] | None, bool]:
+    """Tensors by name from .safetensors or .pth, and what MMDetection's checkpoints say of them.
 
     Nothing is unpickled but tensors and plain values.
     """
     if not path.is_file():
+    That are names of classes, and whether the trunk is a ResNet of Caffe's (else None and False).
         raise InputError(
             f"weights {path}: no such file or folder: give none, imagenet, a model folder, or a "
             "file with a state dict of torchvision's or MMDetection's"
         )
     if path.suffix == ".safetensors":
         with _opened(path) as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, None  # noqa: SIM118
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return state, None, _is_caffe(path, None)
     try:
         # What MMDetection's checkpoints hold beside tensors and plain values stays unread.
         with torch.serialization.safe_globals([(_Unread, name) for name in _UNREAD]):
@@ -602,15 +626,15 @@ def _read_state(path: Path) -> tuple[State, list[str] | None]:
             f"{path}: damaged, or it holds more than tensors, which is never loaded: "
             "save the model's state_dict() alone"
         ) from None
-    names = None
+    names, caffe = None, _is_caffe(path, None)
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        names = _read_names(state.get("meta"))
+        names, caffe = _read_names(state.get("meta")), _is_caffe(path, state.get("meta"))
         state = state["state_dict"]  # a checkpoint of MMDetection
     if isinstance(state, dict) and isinstance(state.get("model"), dict):
         state = state["model"]  # a checkpoint of torchvision's training script
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise InputError(f"{path}: no state dict: expected tensors by name")
-    return state, names
+    return state, names, caffe
 
 
 class _Unread:
@@ -636,6 +660,14 @@ _UNREAD = [
 def _read_names(meta: Any) -> list[str] | None:
     """The names of classes in the ``meta`` of an MMDetection checkpoint."""
     about = meta.get("dataset_meta") if isinstance(meta, dict) else None
+def _is_caffe(path: Path, meta: Any) -> bool:
+    """Whether a checkpoint's configuration, or without one its name, says so of its ResNet."""
+    configuration = meta.get("cfg") if isinstance(meta, dict) else None
+    if isinstance(configuration, str):
+        return re.search(r"""style['"]?\s*[=:]\s*['"]caffe""", configuration) is not None
+    return "caffe" in path.name
+
+
     about = about if isinstance(about, dict) else meta if isinstance(meta, dict) else {}
     names = next((v for k, v in about.items() if str(k).lower() == "classes"), None)
     if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):

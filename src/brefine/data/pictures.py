@@ -64,6 +64,12 @@ def open_picture(path: Path | str, content: bytes | None = None) -> Iterator[Ima
         raise InputError(f"{path}: cannot read the picture: {reason}") from None
 
 
+def read_rgb(path: Path | str, content: bytes | None = None) -> NDArray[np.uint8]:
+    """A picture file by the rules of `to_rgb`; arguments and errors as those of `open_picture`."""
+    with open_picture(path, content) as image:
+        return to_rgb(image)
+
+
 @contextmanager
 def _silence() -> Iterator[None]:
     """No warnings: damage that matters ends as an error. Any number of threads may be inside."""

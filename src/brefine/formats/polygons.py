@@ -35,8 +35,8 @@ def write_yolo(
         if not runs.area():
             found.append(None)
             continue
-        window, origin = runs.window()
-        outline = join(polygons(window.numpy(), origin, tolerance)).ravel()
+        window, origin = runs.pixels()
+        outline = join(polygons(window, origin, tolerance)).ravel()
         sides = np.tile(size[::-1], len(outline) // 2)
         words = [f"{share:.6g}" for share in outline / sides]
         lines.append(" ".join([str(label), *words]))
@@ -71,8 +71,8 @@ def write_labelme(
         if not runs.area():
             found.append(None)
             continue
-        window, origin = runs.window()
-        parts = polygons(window.numpy(), origin, tolerance)
+        window, origin = runs.pixels()
+        parts = polygons(window, origin, tolerance)
         score = {} if scores is None else {"score": scores[number - 1]}
         shapes += [
             {
@@ -169,8 +169,8 @@ def _named(picture: Predicted, categories: Sequence[Category]) -> list[tuple[Any
 
 
 def _parts(runs: Runs, tolerance: float) -> list[list[Ring]]:
-    window, origin = runs.window()
-    return simple_parts(window.numpy(), origin, tolerance)
+    window, origin = runs.pixels()
+    return simple_parts(window, origin, tolerance)
 
 
 def _draw_parts(parts: list[list[Ring]], size: tuple[int, int]) -> Runs | None:

@@ -30,8 +30,8 @@ def write_masks(folder: Path, masks: Sequence[Runs], names: Sequence[str]) -> No
         if not runs.area():
             continue
         mask = np.zeros(runs.size, dtype=bool)
-        window, (x, y) = runs.window()
-        mask[y : y + window.shape[0], x : x + window.shape[1]] = window.numpy()
+        window, (x, y) = runs.pixels()
+        mask[y : y + window.shape[0], x : x + window.shape[1]] = window
         Image.fromarray(mask).save(folder / f"{name}_{number:04}.png", "PNG")
 
 
@@ -69,8 +69,8 @@ def write_idmap(
         )
     ids = np.zeros(picture.size, dtype=np.uint16)
     for i in sorted(range(len(records)), key=lambda i: (records[i]["score"], -i)):
-        window, (x, y) = picture.masks[i].window()
-        inside = window.numpy().astype(bool)
+        window, (x, y) = picture.masks[i].pixels()
+        inside = window.astype(bool)
         ids[y : y + inside.shape[0], x : x + inside.shape[1]][inside] = i + 1
     visible = np.bincount(ids.ravel(), minlength=len(records) + 1)[1:]
     names = {category.id: category.name for category in categories}

@@ -168,11 +168,11 @@ def write_cvat(
                 record, mask = picture.records[i], picture.masks[i]
                 if not mask.area():
                     continue
-                window, (x, y) = mask.window()
+                window, (x, y) = mask.pixels()
                 rows, columns = window.shape
                 file.write(
                     f'    <mask label={_quote(names[record["category_id"]])} source="auto" '
-                    f'occluded="0" rle="{_count(window.numpy())}" left="{x}" top="{y}" '
+                    f'occluded="0" rle="{_count(window)}" left="{x}" top="{y}" '
                     f'width="{columns}" height="{rows}" z_order="{z}">\n'
                     f'      <attribute name="score">{record["score"]}</attribute>\n    </mask>\n'
                 )

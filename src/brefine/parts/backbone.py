@@ -25,9 +25,12 @@ class Backbone(nn.Module):
         frozen_stages: 0 trains all; 1 freezes the stem and the stride-4 stage; up to 4.
         fpn_norm: "group" puts GroupNorm after every FPN convolution: for trunks whose raw
             features are far from unit variance.
+        stride_in_1x1: a ResNet's bottlenecks halve the sides in their first convolution, as
+            Caffe's do, not in the 3x3 one: for weights of such a trunk.
 
     Raises:
-        InputError: timm has no such model, or it lacks one of the strides.
+        InputError: timm has no such model, or it lacks one of the strides, or it has no strides
+            to move.
     """
 
     strides = (4, 8, 16, 32, 64)
@@ -42,10 +45,13 @@ class Backbone(nn.Module):
         norm: Literal["frozen", "batch"] = "frozen",
         frozen_stages: int = 1,
         fpn_norm: Literal["none", "group"] = "none",
+        stride_in_1x1: bool = False,
     ) -> None:
         super().__init__()
         self.name, self.norm = name, norm
         self.body = _features(name)
+        if stride_in_1x1:
+            _move_strides(self.body, name)
         info = self.body.feature_info
         self.fpn = FeaturePyramidNetwork(
             info.channels(),
@@ -95,6 +101,19 @@ class Backbone(nn.Module):
         features = self.body(pixels)
         levels = self.fpn(OrderedDict((str(i), f) for i, f in enumerate(features)))
         return list(cast("dict[str, Tensor]", levels).values())
+
+
+def _move_strides(body: nn.Module, name: str) -> None:
+    """Strides of a ResNet's bottlenecks from the 3x3 convolutions to the 1x1 before them."""
+    moved = False
+    for block in body.modules():
+        first, second = getattr(block, "conv1", None), getattr(block, "conv2", None)
+        if not isinstance(first, nn.Conv2d) or not isinstance(second, nn.Conv2d):
+            continue
+        if first.kernel_size == (1, 1) and first.stride == (1, 1) and second.stride != (1, 1):
+            first.stride, second.stride, moved = second.stride, (1, 1), True
+    if not moved:
+        raise InputError(f"stride_in_1x1: backbone {name!r} has no bottlenecks with strides")
 
 
 def _features(name: str) -> Any:

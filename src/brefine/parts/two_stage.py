@@ -134,6 +134,7 @@ class Detector:
         norm: see ``Backbone``.
         frozen_stages: see ``Backbone``.
         fpn_norm: see ``Backbone``.
+        stride_in_1x1: see ``Backbone``.
         convention: numerical rules of ``boxes.CONVENTIONS``.
         finest: RoIs whose root area is below twice this many pixels use P2.
         delta: half width of Rank & Sort's ramp.
@@ -159,6 +160,7 @@ class Detector:
     norm: Literal["frozen", "batch"] = "frozen"
     frozen_stages: int = 1
     fpn_norm: Literal["none", "group"] = "none"
+    stride_in_1x1: bool = False
     convention: Literal["detectron", "torchvision"] = "detectron"
     finest: float = 56.0
     delta: float = 0.5
@@ -253,6 +255,7 @@ class TwoStage(nn.Module):
             norm=detector.norm,
             frozen_stages=detector.frozen_stages,
             fpn_norm=detector.fpn_norm,
+            stride_in_1x1=detector.stride_in_1x1,
         )
         self.rpn = RPN(
             channels,
