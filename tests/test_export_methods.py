@@ -13,6 +13,7 @@ from brefine.data.toy import CATEGORIES
 from brefine.export import export
 from brefine.methods import METHODS, create
 from brefine.recipe import Recipe
+from brefine.structures import InputError
 
 OPTIONS: dict[str, Any] = {
     "backbone": "test_resnet",
@@ -33,6 +34,8 @@ SMALL: dict[str, Any] = {
 }
 #: test_export.py looks closer at these
 ELSEWHERE = {"mask_rcnn", "brefine"}
+#: methods of one stage cannot be exported; what makes them small
+ONE_STAGE: dict[str, Any] = {"solo": {"width": 16, "groups": 4, "num_convs": 1}}
 
 
 def save(method: str, folder: Path) -> None:
@@ -57,7 +60,7 @@ def save(method: str, folder: Path) -> None:
     weights.save(folder, model, recipe, CATEGORIES)
 
 
-@pytest.mark.parametrize("method", sorted(METHODS.keys() - ELSEWHERE))
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - ELSEWHERE - ONE_STAGE.keys()))
 def test_exports(method: str, tmp_path: Path) -> None:
     save(method, tmp_path / "model")
     parity = export(tmp_path / "model", tmp_path / "model.onnx")
@@ -68,3 +71,16 @@ def test_exports(method: str, tmp_path: Path) -> None:
     said = {entry.key: entry.value for entry in model.metadata_props}
     assert said["method"] == method
     assert json.loads(said["short_side"]) == 96
+
+
+@pytest.mark.parametrize("method", sorted(ONE_STAGE))
+def test_says_why_a_method_is_not_exported(method: str, tmp_path: Path) -> None:
+    options = {"backbone": "test_resnet", "channels": 16, **ONE_STAGE[method]}
+    recipe = Recipe.parse(
+        {"model": {"method": method, "options": options}, "train": {"steps": 1, "lr": 0.001}}, "x"
+    )
+    model: Any = create(method, len(CATEGORIES), **recipe.model.options)
+    weights.save(tmp_path / "model", model, recipe, CATEGORIES)
+    with pytest.raises(InputError, match=f"{method} cannot be exported, because"):
+        export(tmp_path / "model", tmp_path / "model.onnx")
+    assert weights.load(tmp_path / "model").segmenter.num_classes == len(CATEGORIES)

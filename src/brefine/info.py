@@ -63,7 +63,9 @@ def describe(
         f"{recipe.model.method}, {num_classes} classes, {size[0]} x {size[1]} pixels, "
         f"{proposals} proposals, {detections} detections"
     )
-    return count(cast(TwoStage, model), size, proposals=proposals, detections=detections), title
+    if isinstance(model, TwoStage):
+        return count(model, size, proposals=proposals, detections=detections), title
+    return count_dense(cast(nn.Module, model), size), title.rpartition(f", {proposals}")[0]
 
 
 def build(
@@ -144,6 +146,30 @@ def count(
         *_parts("box_head", box_head, box, proposals),
         *_parts("mask_head", model.mask_head, mask, detections),
     ]
+
+
+@torch.no_grad()
+def count_dense(model: nn.Module, size: tuple[int, int]) -> list[Part]:
+    """Count parameters and MACs of a one-stage model's parts, as `count` does.
+
+    Each part but the trunk is called with the pyramid. What is worked out for single objects, a
+    product of matrices at most, is not counted.
+
+    Args:
+        model: any; it cannot be used afterwards.
+        size: (height, width) of the picture at the network's input, before padding.
+    """
+    trunk = model.eval().to("meta").trunk
+    assert isinstance(trunk, Backbone)
+    height, width = (-(-side // 32) * 32 for side in size)
+    pixels = torch.zeros(1, 3, height, width, device="meta")
+    images = Images(pixels, torch.tensor([size], device="meta"))
+    parts = _parts("trunk", trunk, _macs(trunk, images), 1)
+    levels = [torch.zeros_like(level) for level in trunk(images)]
+    for name, part in model.named_children():
+        if part is not trunk:
+            parts += _parts(name, part, _macs(part, levels), 1)
+    return parts
 
 
 def _macs(module: nn.Module, *inputs: Any) -> dict[str, int]:

@@ -7,7 +7,7 @@ Oksuz et al., "Rank & Sort Loss for Object Detection and Instance Segmentation",
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -295,16 +295,17 @@ def boundary_bce(
     return (pixels * (1 + weight * boundary_region(masks, ratio))).mean((1, 2))
 
 
-def dice(logits: Tensor, masks: Tensor) -> Tensor:
-    r"""Dice loss of each RoI, :math:`1 - (2 \sum p g + 1) / (\sum p^2 + \sum g^2 + 1)`.
+def dice(logits: Tensor, masks: Tensor, *, smooth: float = 1.0) -> Tensor:
+    r"""Dice loss of each RoI, :math:`1 - (2 \sum p g + s) / (\sum p^2 + \sum g^2 + s)`.
 
-    p is the sigmoid of the logit, g the mask; the 1 keeps an empty mask smooth (Milletari et al.,
+    p is the sigmoid of the logit, g the mask; s = 1 keeps an empty mask smooth (Milletari et al.,
     "V-Net", 3DV 2016).
 
     Args:
         logits: ``[N, H, W]``.
         masks: ``[N, H, W]`` true masks, 0 or 1, any type.
 
+        smooth: s, >= 0.
     Returns:
         ``[N]`` in [0, 1).
 
@@ -316,7 +317,7 @@ def dice(logits: Tensor, masks: Tensor) -> Tensor:
     wide = torch.promote_types(p.dtype, torch.float32)  # float16 cannot count a large mask
     overlap = (p * g).sum((1, 2), dtype=wide)
     total = (p * p + g * g).sum((1, 2), dtype=wide)
-    return (1 - (2 * overlap + 1) / (total + 1)).to(logits.dtype)
+    return (1 - (2 * overlap + smooth) / (total + smooth).clamp(min=1e-6)).to(logits.dtype)
 
 
 def focal(logits: Tensor, masks: Tensor, *, gamma: float = 2.0, alpha: float = 0.25) -> Tensor:
@@ -393,6 +394,39 @@ def giou(boxes: Tensor, targets: Tensor) -> Tensor:
 
 
 def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
+def balance_tasks(
+    classes: Mapping[str, Tensor],
+    tasks: Sequence[Mapping[str, Tensor]],
+    *,
+    ranking: bool,
+    floor: float = 0.0,
+    weight: float = 1.0,
+    prefix: str = "",
+) -> dict[str, Tensor]:
+    """All losses of a classification and of the tasks beside it, by name.
+
+    Args:
+        classes: classification losses.
+        tasks: losses by name of each other task.
+        ranking: `balance` the sum of each task with the sum of ``classes``: it then has the
+            task's first name, and ``raw_`` losses say what is learnt.
+        floor: see `balance`.
+        weight: of all, but the raw ones.
+        prefix: of all names.
+    """
+    named = dict(classes)
+    raw: dict[str, Tensor] = {}
+    whole = torch.stack(list(classes.values())).sum()
+    for task in tasks:
+        if ranking:
+            # balanced losses always read L_RS, so the raw ones tell what is learnt
+            raw |= {f"raw_{prefix}{name}": value.detach() for name, value in task.items()}
+            loss = torch.stack(list(task.values())).sum()
+            task = {next(iter(task)): balance(whole, loss, floor=floor)}
+        named |= task
+    return {prefix + name: weight * value for name, value in named.items()} | raw
+
+
     """Mean weighted by classification scores (eq. 6): sum of w l / sum of w.
 
     Args:

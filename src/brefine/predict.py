@@ -18,13 +18,16 @@ from brefine.metrics.calibration import IDENTITY, Calibration
 from brefine.parts.backbone import Backbone
 from brefine.parts.boxes import clip
 from brefine.parts.inference import prepare
-from brefine.parts.masks import to_records
+from brefine.parts.masks import on_boxes, to_records
 from brefine.progress import track
 from brefine.results import Result, of_records
 from brefine.sources import Picture, as_pixels
 from brefine.structures import Category, Images, InputError, Instances, Segmenter
 from brefine.tiling import choose_tile, lay, merge
 from brefine.views import PLAIN, View, fuse
+
+#: cells a side of a mask that is the mean of several views, where they were not on one grid
+AVERAGED = 112
 
 
 class Predictor:
@@ -201,7 +204,7 @@ class Predictor:
         )
         found = self._above(found, threshold)
         masks = [self._fill(images, found, features, view) for images, features, view in seen]
-        return replace(found, logits=torch.stack(masks).mean(0), margin=self.margin)
+        return self._filled(found, masks)
 
     @torch.inference_mode()
     def several(
@@ -247,7 +250,7 @@ class Predictor:
         """
         pixels = as_pixels(picture)
         masks = [self._fill(self._resize(pixels, view)[0], target, view=view) for view in views]
-        return self._filled(target, torch.stack(masks).mean(0))
+        return self._filled(self._certain(target), masks)
 
     @torch.inference_mode()
     def both(self, picture: Picture, target: Instances) -> tuple[Instances, Instances]:
@@ -259,7 +262,7 @@ class Predictor:
         images, size = self._resize(as_pixels(picture))
         features = self.model.features(images)
         found = self._above(self._detect(images, size, features), 0.0)
-        return found, self._filled(target, self._fill(images, target, features))
+        return found, self._filled(self._certain(target), [self._fill(images, target, features)])
 
     def records(
         self,
@@ -358,19 +361,25 @@ class Predictor:
 
     def _fill(
         self, images: Images, target: Instances, features: Any = None, view: View = PLAIN[0]
-    ) -> Tensor:
-        """Mask logits ``[N, S, S]`` of known boxes."""
+    ) -> Instances:
+        """Known boxes, with mask logits, in their frame."""
         height, width = images.sizes[0].tolist()
         asked = Instances(target.size, target.boxes, target.labels)
         asked = view.turn(_scale(asked, (height, width))).to(self.device)
         found = self.model.predict(images, [asked], features=features, margin=self.margin)[0]
-        logits = view.turn(found.to("cpu")).logits
-        assert logits is not None
-        return logits
+        return _scale(view.turn(found.to("cpu")), target.size)
 
-    def _filled(self, target: Instances, logits: Tensor) -> Instances:
-        scores = torch.ones(len(target))
-        return replace(target, scores=scores, masks=None, logits=logits, margin=self.margin)
+    def _filled(self, found: Instances, views: Sequence[Instances]) -> Instances:
+        """Objects with the mask logits that a view gave, or the mean of those of several."""
+        logits, spans = views[0].logits, views[0].spans
+        if len(views) > 1:
+            each = [one.logits if spans is None else on_boxes(one, AVERAGED) for one in views]
+            logits, spans = torch.stack([one for one in each if one is not None]).mean(0), None
+        return replace(found, logits=logits, spans=spans, margin=self.margin)
+
+    @staticmethod
+    def _certain(target: Instances) -> Instances:
+        return replace(target, scores=torch.ones(len(target)), masks=None)
 
 
 def load(
@@ -381,7 +390,8 @@ def load(
 
 
 def _scale(instances: Instances, size: tuple[int, int]) -> Instances:
-    """The same boxes in a frame of another (height, width)."""
+    """The same objects in a frame of another (height, width)."""
     y, x = size[0] / instances.size[0], size[1] / instances.size[1]
     factors = instances.boxes.new_tensor([x, y, x, y])
-    return replace(instances, size=size, boxes=instances.boxes * factors)
+    spans = None if instances.spans is None else instances.spans * factors
+    return replace(instances, size=size, boxes=instances.boxes * factors, spans=spans)

@@ -273,7 +273,10 @@ def clean(
 
 
 def paste(
-    logits: NDArray[np.float32], boxes: NDArray[np.float64], size: tuple[int, int]
+    logits: NDArray[np.float32],
+    boxes: NDArray[np.float64],
+    size: tuple[int, int],
+    spans: NDArray[np.float64] | None = None,
 ) -> list[Runs]:
     """The masks of objects in their picture, from the logits of their RoIs.
 
@@ -282,27 +285,28 @@ def paste(
     edge of the box, the logits of the outer cells go on (``align_corners=False``, border
     replicated); outside of the box there is no mask.
 
-    No pixel is computed but where an outline passes: along a column of pixels the logits are S
+    No pixel is computed but where an outline passes: along a column of pixels the logits are h
     numbers joined by straight lines, and their zeros are where runs begin and end. Time and
-    memory follow the width of the boxes times S.
+    memory follow the width of the boxes times h.
 
     Args:
-        logits: ``[N, S, S]`` on grids that span the boxes.
+        logits: ``[N, h, w]`` on grids that span the boxes.
         boxes: ``[N, 4]`` xyxy pixels of the picture.
         size: (height, width) of the picture.
+        spans: ``[N, 4]`` what the grids span instead, if it is not the boxes.
 
     Returns:
         N masks, maybe empty.
     """
-    count, side = len(logits), logits.shape[-1]
+    count, side, wide = logits.shape
     # By columns, then rows; what a half precision network could not hold stays a number.
     grid = np.nan_to_num(logits.swapaxes(1, 2), nan=-1.0, posinf=1e30, neginf=-1e30)
-    table = np.ascontiguousarray(grid).reshape(count * side, side)
-    corners = boxes
+    table = np.ascontiguousarray(grid).reshape(count * wide, side)
+    corners = boxes if spans is None else spans
     limit = np.array([size[1], size[0]])
-    centres = np.ceil(corners.reshape(-1, 2, 2) - 0.5).clip(0, limit).astype(np.int64)
+    centres = np.ceil(boxes.reshape(-1, 2, 2) - 0.5).clip(0, limit).astype(np.int64)
     first, last = centres[:, 0], np.maximum(centres[:, 0], centres[:, 1])
-    cell = np.maximum(corners[:, 2:] - corners[:, :2], 1e-6) / side  # pixels a cell, x and y
+    cell = np.maximum(corners[:, 2:] - corners[:, :2], 1e-6) / (wide, side)  # pixels, x and y
 
     ends = (last - first)[:, 0].cumsum()
     parts = []
@@ -310,12 +314,12 @@ def paste(
         column = np.arange(begin, min(begin + COLUMNS, int(ends[-1])))
         owner = ends.searchsorted(column, "right")
         x = column - ends[owner] + last[owner, 0]
-        place = ((x + 0.5 - corners[owner, 0]) / cell[owner, 0] - 0.5).clip(0, side - 1)
+        place = ((x + 0.5 - corners[owner, 0]) / cell[owner, 0] - 0.5).clip(0, wide - 1)
         low = place.astype(np.int64)
         share = (place - low).astype(np.float32)[:, None]
-        row = owner * side + low
-        upper = table[np.where(low + 1 < side, row + 1, row)]
-        values = table[row] * (1 - share) + upper * share  # [columns, S]
+        row = owner * wide + low
+        upper = table[np.where(low + 1 < wide, row + 1, row)]
+        values = table[row] * (1 - share) + upper * share  # [columns, h]
 
         inside = np.zeros((len(column), side + 2), dtype=bool)
         np.greater(values, 0, out=inside[:, 1:-1])

@@ -174,9 +174,11 @@ class Instances:
         labels: ``[N]`` int64, 0..K-1.
         scores: ``[N]`` in 0..1, predictions only: float32, and float64 when calibrated.
         masks: labels only: the true masks.
-        logits: predictions only: ``[N, S, S]`` mask logits of the predicted class that span
+        logits: predictions only: ``[N, h, w]`` mask logits of the predicted class that span
             ``boxes``, or more:
-        margin: the share of a box's sides by which the logits reach beyond it, on every side.
+        margin: the share of a box's sides by which the mask reaches beyond it, on every side.
+        spans: ``[N, 4]`` xyxy pixels, what the logits span where a method predicts them for
+            more than the box (the whole picture); a mask still ends at its box and the margin.
         semantic: labels only: ``[H, W]`` uint8, the class of each pixel of things and stuff in a
             table of its own, 255 where nobody said; None without such maps.
     """
@@ -188,6 +190,7 @@ class Instances:
     masks: Bitmaps | None = None
     logits: Tensor | None = None
     margin: float = 0.0
+    spans: Tensor | None = None
     semantic: Tensor | None = None
 
     def __len__(self) -> int:
@@ -202,6 +205,7 @@ class Instances:
             scores=None if self.scores is None else self.scores[index],
             masks=None if self.masks is None else self.masks[index],
             logits=None if self.logits is None else self.logits[index],
+            spans=None if self.spans is None else self.spans[index],
         )
 
     def to(self, device: torch.device | str) -> Instances:
@@ -218,6 +222,7 @@ class Instances:
             None if self.masks is None else self.masks.to(device),
             move(self.logits),
             self.margin,
+            move(self.spans),
             semantic=move(self.semantic),
         )
 
@@ -252,6 +257,8 @@ class Segmenter(Protocol):
         margin: float = 0.0,
     ) -> list[Instances]:
         """Objects of each picture, best score first, in pixels of the picture given.
+
+        A method without boxes gives those around its masks.
 
         Args:
             images: the batch.

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from brefine.structures import InputError, Instances
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: boxes of two views with a higher IoU are the same object
 SAME = 0.55
@@ -30,10 +33,13 @@ class View(NamedTuple):
             return found
         import torch
 
-        x1, y1, x2, y2 = found.boxes.unbind(1)
-        boxes = torch.stack([found.size[1] - x2, y1, found.size[1] - x1, y2], 1)
+        def turn(boxes: Tensor) -> Tensor:
+            x1, y1, x2, y2 = boxes.unbind(1)
+            return torch.stack([found.size[1] - x2, y1, found.size[1] - x1, y2], 1)
+
         logits = None if found.logits is None else found.logits.flip(-1)
-        return replace(found, boxes=boxes, logits=logits)
+        spans = None if found.spans is None else turn(found.spans)
+        return replace(found, boxes=turn(found.boxes), logits=logits, spans=spans)
 
 
 PLAIN = (View(),)

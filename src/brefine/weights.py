@@ -212,10 +212,10 @@ def start(
             state = from_mmdetection(state, model, caffe=caffe, origin=str(path))
         else:
             state = from_torchvision(state, origin=str(path))
-        known = _name_classes(_count_classes(state, str(path)), names)
+        known = _name_classes(_count_classes(state, model, str(path)), names)
         named = categories if known[0].name else None
         lines = _transfer(model, state, known, named, str(path))
-        convention = model.detector.convention  # type: ignore[union-attr]
+        convention = getattr(model.detector, "convention", "torchvision")
         if convention != "torchvision" and not theirs:
             lines.append(
                 f"  warning: these weights belong to torchvision's numerical rules, the model uses "
@@ -361,11 +361,14 @@ def class_layers(model: nn.Module, kind: str) -> dict[str, int]:
     }
 
 
-def _count_classes(state: State, origin: str) -> int:
-    """How many classes a softmax layer of boxes tells apart."""
+def _count_classes(state: State, model: nn.Module, origin: str) -> int:
+    """How many classes a softmax layer of boxes tells apart, or a sigmoid layer of cells."""
+    rows = class_layers(model, "rows")
     for key, value in state.items():
         if re.match(r"box_head\.(stages\.0\.)?classes\.bias", key):
-            return len(value) - 1
+            return len(value) // rows.get(key.removesuffix(".bias"), 1) - 1
+        if key == "class_head.logits.bias":
+            return len(value)
     raise InputError(f"{origin}: nothing in it for box_head.classes: its class layers are missing")
 
 
@@ -605,10 +608,10 @@ def _opened(path: Path) -> Iterator[Any]:
 def _read_state(path: Path) -> tuple[State, list[str] | None, bool]:
     """Tensors by name from .safetensors or .pth, and what MMDetection's checkpoints say of them.
 
+    That are names of classes, and whether the trunk is a ResNet of Caffe's (else None and False).
     Nothing is unpickled but tensors and plain values.
     """
     if not path.is_file():
-    That are names of classes, and whether the trunk is a ResNet of Caffe's (else None and False).
         raise InputError(
             f"weights {path}: no such file or folder: give none, imagenet, a model folder, or a "
             "file with a state dict of torchvision's or MMDetection's"
@@ -657,9 +660,6 @@ _UNREAD = [
 ]
 
 
-def _read_names(meta: Any) -> list[str] | None:
-    """The names of classes in the ``meta`` of an MMDetection checkpoint."""
-    about = meta.get("dataset_meta") if isinstance(meta, dict) else None
 def _is_caffe(path: Path, meta: Any) -> bool:
     """Whether a checkpoint's configuration, or without one its name, says so of its ResNet."""
     configuration = meta.get("cfg") if isinstance(meta, dict) else None
@@ -668,6 +668,9 @@ def _is_caffe(path: Path, meta: Any) -> bool:
     return "caffe" in path.name
 
 
+def _read_names(meta: Any) -> list[str] | None:
+    """The names of classes in the ``meta`` of an MMDetection checkpoint."""
+    about = meta.get("dataset_meta") if isinstance(meta, dict) else None
     about = about if isinstance(about, dict) else meta if isinstance(meta, dict) else {}
     names = next((v for k, v in about.items() if str(k).lower() == "classes"), None)
     if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):

@@ -13,6 +13,7 @@ from brefine.methods.htc import htc
 from brefine.methods.mask_rcnn import mask_rcnn
 from brefine.methods.mask_scoring import mask_scoring
 from brefine.methods.pointrend import pointrend
+from brefine.methods.solo import solo
 from brefine.recipe import describe
 from brefine.structures import InputError, Segmenter
 
@@ -23,6 +24,7 @@ METHODS: dict[str, Callable[..., Segmenter]] = {
     "mask_scoring": mask_scoring,
     "cascade": cascade,
     "htc": htc,
+    "solo": solo,
 }
 
 

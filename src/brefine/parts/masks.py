@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -190,16 +191,78 @@ def _taps(
 
 
 @torch.no_grad()
-def paste(logits: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[Runs]:
+def paste(
+    logits: Tensor, boxes: Tensor, size: tuple[int, int], spans: Tensor | None = None
+) -> list[Runs]:
     """The masks of objects in their picture, as runs: ``runs.paste`` of tensors.
 
     Args:
-        logits: ``[N, S, S]`` on grids that span the boxes.
+        logits: ``[N, h, w]`` on grids that span the boxes.
         boxes: ``[N, 4]`` xyxy pixels of the picture.
         size: (height, width) of the picture.
+        spans: ``[N, 4]`` what the grids span instead, if it is not the boxes.
     """
     grid = logits.float().cpu().numpy()
-    return runs.paste(grid, boxes.double().cpu().numpy(), size)
+    other = None if spans is None else spans.double().cpu().numpy()
+    return runs.paste(grid, boxes.double().cpu().numpy(), size, other)
+
+
+@torch.no_grad()
+def boxes_around(logits: Tensor, span: Tensor) -> Tensor:
+    """The boxes that hold just what `paste` makes of logits.
+
+    Bilinear logits are above 0 somewhere along a line only if they are so on a row of the grid,
+    so the outermost zeros on its rows and columns are the sides. Beyond the outer cells' centres
+    their logits go on to the edge of the span.
+
+    Args:
+        logits: ``[N, h, w]``.
+        span: ``[4]`` xyxy pixels, what they all span.
+
+    Returns:
+        ``[N, 4]`` xyxy pixels, zeros where no logit is above 0.
+    """
+    sides = []
+    for axis in (2, 1):  # x, y
+        length = logits.shape[axis]
+        lines = logits.movedim(axis, 2).float()
+        inside = lines > 0
+        # The zero between neighbours, in cells from the left: one of them is above it.
+        near, far = lines[..., :-1], lines[..., 1:]
+        cross = inside[..., 1:] != inside[..., :-1]
+        place = torch.arange(length - 1, device=lines.device) + 0.5
+        place = place + torch.where(cross, near / torch.where(cross, near - far, 1), 0)
+        rises, falls = cross & inside[..., 1:], cross & inside[..., :-1]
+        low = torch.where(rises, place, length).flatten(1)
+        high = torch.where(falls, place, 0).flatten(1)
+        low = torch.cat([low, torch.where(inside[..., 0], 0.0, length)], 1).amin(1)
+        high = torch.cat([high, torch.where(inside[..., -1], float(length), 0)], 1).amax(1)
+        start, stop = span[2 - axis], span[4 - axis]
+        sides.append(torch.stack([low, high], 1) * ((stop - start) / length) + start)
+    x, y = sides
+    boxes = torch.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], 1)
+    return torch.where((logits > 0).flatten(1).any(1)[:, None], boxes, 0)
+
+
+@torch.no_grad()
+def on_boxes(instances: Instances, side: int) -> Tensor:
+    """Logits ``[N, side, side]`` that span the boxes and their margin, read from wider ones."""
+    assert instances.logits is not None
+    assert instances.spans is not None
+    corners, spans = enlarge(instances.boxes, instances.margin), instances.spans
+    cells = (torch.arange(side, device=corners.device) + 0.5) / side
+    x, y = (
+        (corners[:, i : i + 1] - spans[:, i : i + 1])
+        / (spans[:, i + 2 : i + 3] - spans[:, i : i + 1])
+        + cells * ((corners[:, i + 2] - corners[:, i]) / (spans[:, i + 2] - spans[:, i]))[:, None]
+        for i in (0, 1)
+    )
+    place = torch.stack([x[:, None].expand(-1, side, -1), y[..., None].expand(-1, -1, side)], 3)
+    read = functional.grid_sample(
+        instances.logits[:, None], place.to(instances.logits) * 2 - 1, padding_mode="border",
+        align_corners=False,
+    )  # fmt: skip
+    return read[:, 0]
 
 
 def encode(
@@ -233,7 +296,10 @@ def paste_all(instances: Instances, size: tuple[int, int]) -> list[Runs]:
     """
     if instances.logits is not None:
         rois = enlarge(_scaled_boxes(instances, size), instances.margin)
-        return paste(instances.logits, rois, size)
+        spans = instances.spans
+        if spans is not None:
+            spans = _scaled_boxes(replace(instances, boxes=spans), size)
+        return paste(instances.logits, rois, size, spans)
     if instances.masks is None or instances.size != size:
         raise ValueError("needs logits, or masks in a frame of the picture's size")
     origins = instances.masks.origins.tolist()

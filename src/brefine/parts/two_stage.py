@@ -316,18 +316,10 @@ class TwoStage(nn.Module):
         prefix: str = "",
     ) -> dict[str, Tensor]:
         """Losses by name; when ranking, each task is scaled by eq. 5 and has its first name."""
-        named = dict(classes)
-        raw: dict[str, Tensor] = {}
-        ranking = torch.stack(list(classes.values())).sum()
-        for task in tasks:
-            if self.ranking:
-                # balanced losses always read L_RS, so the raw ones tell what is learnt
-                raw |= {f"raw_{prefix}{name}": value.detach() for name, value in task.items()}
-                whole = torch.stack(list(task.values())).sum()
-                floor = self.detector.balance_floor
-                task = {next(iter(task)): losses.balance(ranking, whole, floor=floor)}
-            named |= task
-        return {prefix + name: weight * value for name, value in named.items()} | raw
+        floor = self.detector.balance_floor
+        return losses.balance_tasks(
+            classes, tasks, ranking=self.ranking, floor=floor, weight=weight, prefix=prefix
+        )
 
     def features(self, images: Images) -> Sequence[Tensor]:
         """The pyramid and what the branch adds, to predict from it more than once."""

@@ -1,0 +1,58 @@
+"""What the one-stage methods share: options, and how dense predictions become one list."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torchvision.ops import sigmoid_focal_loss
+
+from brefine import losses
+
+
+@dataclass(frozen=True)
+class Detector:
+    """Options of the trunk and of ranking, the same for every one-stage method.
+
+    Attributes:
+        norm: see ``Backbone``.
+        frozen_stages: see ``Backbone``.
+        fpn_norm: see ``Backbone``.
+        delta: half width of Rank & Sort's ramp.
+        balance_floor: least value of the ranking loss in eq. 5's ratio; see the two-stage one.
+        detections: most kept a picture.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  a typo in a recipe must not pass
+
+    norm: Literal["frozen", "batch"] = "frozen"
+    frozen_stages: int = 1
+    fpn_norm: Literal["none", "group"] = "none"
+    delta: float = 0.5
+    balance_floor: float = 0.0
+    detections: int = 100
+
+
+def classify(
+    logits: Tensor, place: Tensor, labels: Tensor, quality: Tensor, count: Tensor | float,
+    *, delta: float | None,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Losses of sigmoid class logits by name: focal (Lin et al. 2017), or Rank & Sort (eq. 3-4).
+
+    Args:
+        logits: ``[M, K]``, of all cells of a batch.
+        place: ``[P]`` rows of the cells that belong to an object.
+        labels: ``[P]`` their classes.
+        quality: ``[P]`` IoU of what they predict, for Rank & Sort.
+        count: what the focal loss is divided by.
+        delta: half width of Rank & Sort's ramp; None: the focal loss.
+    """
+    goal = torch.zeros_like(logits, dtype=torch.float32)
+    if delta is None:
+        goal[place, labels] = 1
+        return {"cls": sigmoid_focal_loss(logits.float(), goal, 0.25, 2.0, "sum") / count}
+    goal[place, labels] = quality.clamp(min=1e-6)
+    ranking, sorting = losses.rank_sort(logits, goal, delta=delta)
+    return {"cls_rank": ranking, "cls_sort": sorting}
