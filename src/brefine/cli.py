@@ -136,6 +136,13 @@ def train(
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="The same bits each time: train.deterministic.")
     ] = False,
+    devices: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes on each machine.  [default: one a GPU, else 1]"),
+    ] = None,
+    nodes: Annotated[
+        int | None, typer.Option(min=1, help="Machines, each with this command: see the docs.")
+    ] = None,
 ) -> None:
     """Train a model as a recipe says, or as suits the pictures (--preset finetune)."""
     if preset:
@@ -159,11 +166,14 @@ def train(
 
     asked = [*(settings or []), *(["train.deterministic=true"] if deterministic else [])]
     chosen = Recipe.load(recipe).with_settings(asked)
+    from brefine.processes import is_first
     from brefine.train import train
 
     run = out or Path("runs") / recipe.stem
-    model = train(chosen, run, resume="auto" if auto_resume else resume)
-    print(model)
+    going_on: bool | Literal["auto"] = "auto" if auto_resume else resume
+    model = train(chosen, run, resume=going_on, devices=devices, nodes=nodes)
+    if is_first():
+        print(model)
 
 
 @app.command()

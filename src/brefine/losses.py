@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from brefine.parts import together
 from brefine.structures import InputError
 
 
@@ -61,7 +62,7 @@ def rank_sort(logits: Tensor, targets: Tensor, *, delta: float = 0.5) -> tuple[T
         )
     if not (0 <= delta < math.inf):
         raise InputError(f"rank_sort: delta is {delta}, expected a finite number >= 0")
-    ranking, sorting = _RankSort.apply(logits, targets, delta)
+    ranking, sorting = _RankSort.apply(together.join(logits), together.join(targets), delta)
     return ranking, sorting
 
 
@@ -443,7 +444,7 @@ def balance_tasks(
         shapes = f"{tuple(losses.shape)} and {tuple(weights.shape)}"
         raise InputError(f"weighted_mean: losses and weights are {shapes}: they must agree")
     weights = weights.detach().to(torch.promote_types(losses.dtype, torch.float32))
-    return (losses * (weights / weights.sum().clamp(min=1e-12))).sum()
+    return (losses * (weights / together.mean(weights.sum()).clamp(min=1e-12))).sum()
 
 
 def balance(ranking: Tensor, loss: Tensor, *, floor: float = 0.0) -> Tensor:
@@ -463,6 +464,5 @@ def balance(ranking: Tensor, loss: Tensor, *, floor: float = 0.0) -> Tensor:
         nothing becomes infinite.
     """
     dtype = torch.promote_types(loss.dtype, torch.float32)  # 1 / 1e-6 overflows float16
-    return (
-        ranking.detach().to(dtype).clamp(min=floor) / loss.detach().to(dtype).clamp(min=1e-6) * loss
-    )
+    scale = ranking.detach().to(dtype).clamp(min=floor)
+    return scale / together.mean(loss.to(dtype)).clamp(min=1e-6) * loss

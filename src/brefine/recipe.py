@@ -200,6 +200,8 @@ class TrainRecipe(Section):
         milestones: in epochs or steps, whichever was given.
         gamma: factor at a milestone.
         clip_norm: largest gradient norm; None: no clipping.
+        rank_together: with several processes, rank the samples of all of them and divide losses
+            by counts of all, as one process with a larger batch would (``docs/distributed.md``).
         precision: of Lightning's Trainer.
         seed: of everything random.
         deterministic: the same weights bit for bit from the same seed on the same machine, with
@@ -225,6 +227,7 @@ class TrainRecipe(Section):
     milestones: Milestones = (8, 11)
     gamma: float = Field(default=0.1, gt=0)
     clip_norm: float | None = Field(default=None, gt=0)
+    rank_together: bool = False
     precision: Literal["32-true", "16-mixed", "bf16-mixed", "64-true"] = "32-true"
     seed: int = Field(default=0, ge=0, lt=2**32)
     deterministic: bool = False

@@ -22,10 +22,11 @@ from typing import Any, Literal
 import lightning as L
 import numpy as np
 import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
 
-from brefine import weights
+from brefine import processes, weights
 from brefine.checkpoints import FOLDER as CHECKPOINTS
 from brefine.checkpoints import Checkpoints, Store, check, describe, handlers_kept, newest
 from brefine.data.augment import Transform
@@ -36,6 +37,7 @@ from brefine.evaluate import Report, evaluate
 from brefine.files import replacing
 from brefine.logs import Table
 from brefine.methods import create
+from brefine.parts import together
 from brefine.predict import Predictor
 from brefine.progress import Progress, console
 from brefine.recipe import Recipe, TrainRecipe
@@ -52,6 +54,8 @@ def train(
     out: Path | str,
     *,
     resume: bool | Literal["auto"] = False,
+    devices: int | None = None,
+    nodes: int | None = None,
     transform: Transform | None = None,
 ) -> Path:
     """Train a model as a recipe says, evaluating on the way.
@@ -61,6 +65,8 @@ def train(
         out: the run folder; must be new or empty.
         resume: go on from the newest whole checkpoint in ``out`` instead; "auto": if there is
             one, else start.
+        devices: processes a machine; None: what a launcher started, else all GPUs, else 1.
+        nodes: machines; None: what a launcher started, else 1. Each runs the same command.
         transform: a last augmentation of your own, ``(picture, labels, random) -> (picture,
             labels)``, see ``TrainSet``; the run folder keeps no trace of it.
 
@@ -70,13 +76,17 @@ def train(
     Raises:
         InputError: the data cannot be used, the run folder is in use or cannot be written to,
             nothing to resume from, or a loss stopped being finite.
-        Stopped: by SIGTERM, SIGINT (Ctrl-C) or SIGUSR1; everything up to there is saved.
+        Stopped: by SIGTERM, SIGINT (Ctrl-C) or SIGUSR1; everything up to there is saved. Or
+            another process has gone: everything up to the last checkpoint is.
     """
+    devices, nodes = processes.count(devices, nodes)
+    world, first = devices * nodes, processes.is_first()
+    console.quiet = console.quiet or not first
     out = Path(out)
     found = newest(out) if resume else None
     if resume is True and not found:
         raise InputError(f"{out}: no checkpoint to resume from")
-    if not found and out.exists() and not _is_free(out, begun=resume == "auto"):
+    if first and not found and out.exists() and not _is_free(out, begun=resume == "auto"):
         raise InputError(f"{out}: there is something already: choose another folder, or resume")
     if recipe.data.train is None:
         raise InputError("data.train: name the labelled set to learn from")
@@ -87,13 +97,12 @@ def train(
     dataset = read(recipe.data.train, recipe.data.images, split="train")
     held_out, pictures = recipe.data.val, recipe.data.val_images or recipe.data.images
     validation = read(held_out, pictures) if held_out else None
-    devices = max(1, torch.cuda.device_count())
     loader = train_loader(
         dataset,
         recipe.data,
         batch_size=batch_size,
         seed=seed,
-        processes=devices,
+        processes=world,
         transform=transform,
     )
     if validation and validation.categories != dataset.categories:
@@ -108,12 +117,13 @@ def train(
 
     epoch = len(loader)  # steps
     steps = recipe.train.steps or math.ceil((recipe.train.epochs or 0) * epoch)
-    learner = Learner(model, recipe.train, steps=steps, epoch=epoch, devices=devices)
-    about = describe(recipe, batches=epoch, processes=devices)
+    learner = Learner(model, recipe.train, steps=steps, epoch=epoch, devices=world)
+    about = describe(recipe, batches=epoch, processes=world)
     if found:
         reused = f"resumed from {found[0]}, step {found[1]['global_step']} of {steps}"
         check(found[1], found[0], about, learner.state_dict())
-    _describe(out, recipe, dataset, len(loader), learner.lr, steps, reused)
+    if first:
+        _describe(out, recipe, dataset, world, learner.lr, steps, reused)
     table = Table(out / "metrics.csv")
     table.rewind(found[1]["global_step"] if found else 0)
     average = Average(recipe.train.ema) if recipe.train.ema else None
@@ -125,6 +135,7 @@ def train(
         about=about,
         evaluation=evaluation,
     )
+    pulse = processes.Pulse()
     resumed = found and found[0]
     del found  # as large as the model and its optimiser
     strict = torch.are_deterministic_algorithms_enabled()
@@ -132,10 +143,12 @@ def train(
     with warnings.catch_warnings():
         # Hints for people who write Lightning code, not for those who run a recipe.
         warnings.filterwarnings("ignore", module="lightning")
-        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+        for name in ("lightning.pytorch", "lightning.fabric"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         trainer = L.Trainer(
             accelerator="auto",
             devices=devices,
+            num_nodes=nodes,
             precision=recipe.train.precision,
             # RoIAlign and others have no deterministic gradient on a GPU: told, not refused.
             deterministic=("warn" if torch.cuda.is_available() else True)
@@ -151,8 +164,9 @@ def train(
                 Bar(steps),
                 checkpoints,
                 evaluation,
+                pulse,
             ],
-            plugins=[Store()],
+            plugins=[Store(), *_cluster()],
             enable_checkpointing=False,  # by Lightning's own callback
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -163,11 +177,22 @@ def train(
                 trainer.fit(learner, loader, ckpt_path=resumed, weights_only=True)
         except SystemExit:  # what Lightning makes of Ctrl-C, which it also switches off
             raise KeyboardInterrupt from None
+        except RuntimeError as error:
+            if world == 1 or not processes.lost_touch(error):
+                raise
+            raise pulse.explain() from None
         finally:
             torch.use_deterministic_algorithms(strict, warn_only=strict_warns)
     if stopped := checkpoints.stopped():
+        if not first:  # the first process says so; launchers take others' codes for a crash
+            raise SystemExit(0)
         raise stopped
     return out / ("best" if validation else "last")
+
+
+def _cluster() -> list[Any]:
+    """SLURM, told that signals are ours; elsewhere nothing."""
+    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
 
 
 def _is_free(out: Path, *, begun: bool) -> bool:
@@ -205,7 +230,8 @@ class Learner(L.LightningModule):
         # (an evaluation, a stop, the number of workers) nor what is resumed makes a difference.
         place = (self.recipe.seed, self.current_epoch, index, self.global_rank)
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
-        named: dict[str, Tensor] = self.model.loss(*batch)  # type: ignore[operator]
+        with together.switched(self.recipe.rank_together):
+            named: dict[str, Tensor] = self.model.loss(*batch)  # type: ignore[operator]
         total = torch.stack([v.float() for k, v in named.items() if not k.startswith("raw_")]).sum()
         if not total.isfinite():
             faults = ", ".join(f"{name} {value:.3g}" for name, value in named.items())
@@ -433,7 +459,7 @@ def _describe(
     out: Path,
     recipe: Recipe,
     dataset: CocoSet,
-    batches: int,
+    world: int,
     lr: float,
     steps: int,
     reused: str,
@@ -452,9 +478,10 @@ def _describe(
     rate = f"lr {lr:g}"
     if lr != recipe.train.lr:
         rate += f" (scaled from {recipe.train.lr:g} at {recipe.train.lr_reference_batch} pictures)"
+    pictures = f"{recipe.train.batch_size}" + (f" on {world} processes" if world > 1 else "")
     console.print(
         f"{recipe.model.method}: {len(dataset)} pictures, {len(dataset.categories)} classes, "
-        f"{steps} steps of {recipe.train.batch_size}, {rate}; run folder {out}",
+        f"{steps} steps of {pictures}, {rate}; run folder {out}",
         soft_wrap=True,
     )
     console.print(reused, soft_wrap=True, markup=False)

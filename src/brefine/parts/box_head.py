@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from brefine import losses
 from brefine.parts import boxes as B
-from brefine.parts import roi
+from brefine.parts import roi, together
 from brefine.structures import Instances
 
 DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
@@ -208,7 +208,7 @@ class BoxHead(nn.Module):
             cls = F.cross_entropy(logits.float(), rois.labels, reduction="sum")
             encoded = B.encode(goal, anchor, self.delta_weights)
             box = B.l1(delta, encoded, self.beta)
-            count = max(1, len(rois.rows))
+            count = together.mean(rois.rows.new_tensor(len(rois.rows))).clamp(min=1)
             score = logits.detach().float().softmax(1)[:, :-1].amax(1)
             return {"cls": cls / count}, box / count, score
         decoded = B.decode(delta, anchor, self.delta_weights)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from brefine import losses
 from brefine.parts import boxes as B
+from brefine.parts import together
 from brefine.structures import Instances
 
 DELTA_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
@@ -129,7 +130,7 @@ class RPN(nn.Module):
             B.sample(label, self.samples, 0.5) + i * len(anchor) for i, label in enumerate(labels)
         ]
         index, label = torch.cat(picked), torch.cat(labels)
-        count = max(1, len(index))
+        count = together.mean(logit.new_tensor(len(index), dtype=torch.float32)).clamp(min=1)
         positive = index[label[index] > 0]
         goal = B.encode(torch.cat(truth)[positive], anchor[positive % len(anchor)], DELTA_WEIGHTS)
         box = B.l1(delta.flatten(0, 1)[positive], goal, self.convention.beta) / count
