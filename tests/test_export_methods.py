@@ -31,11 +31,15 @@ OPTIONS: dict[str, Any] = {
 SMALL: dict[str, Any] = {
     "pointrend": {"hidden": 32, "point_channels": 16, "subdivisions": 3},
     "mask_scoring": {"iou_hidden": 32},
+    "htc": {"semantic_classes": 3},
 }
 #: test_export.py looks closer at these
 ELSEWHERE = {"mask_rcnn", "brefine"}
 #: methods of one stage cannot be exported; what makes them small
-ONE_STAGE: dict[str, Any] = {"solo": {"width": 16, "groups": 4, "num_convs": 1}}
+ONE_STAGE: dict[str, Any] = {
+    "solo": {"width": 16, "groups": 4, "num_convs": 1},
+    "yolact": {"width": 16, "prototype_width": 16},
+}
 
 
 def save(method: str, folder: Path) -> None:
