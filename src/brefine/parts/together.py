@@ -35,7 +35,10 @@ def join(values: Tensor) -> Tensor:
     The gradient of a process's own part is multiplied by the number of processes, since the mean
     over them is taken afterwards and every one of them has the whole loss.
     """
-    return _Join.apply(values.flatten()) if _on.get() else values  # type: ignore[no-any-return]
+    if not _on.get():
+        return values
+    joined: Tensor = _Join.apply(values.flatten())
+    return joined
 
 
 def mean(value: Tensor) -> Tensor:
@@ -66,4 +69,5 @@ class _Join(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad[ctx.start : ctx.start + ctx.length] * ctx.world
+        own: Tensor = grad[ctx.start : ctx.start + ctx.length] * ctx.world
+        return own
