@@ -20,6 +20,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from html import escape
+from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ from brefine.data.convert import coco_content, name_pictures
 from brefine.data.read import read
 from brefine.evaluate import Report
 from brefine.files import replacing
+from brefine.methods import METHODS
 from brefine.metrics.tables import COLUMNS
 from brefine.progress import console
 from brefine.recipe import Recipe
@@ -42,7 +44,7 @@ Figures = Mapping[str, float | None]  # percent, by key of ``metrics.tables.COLU
 
 
 class Row(NamedTuple):
-    """A row of a table: a recipe, and the figures printed in the paper (none: shown as a plot)."""
+    """A row of a table: a recipe, and the figures that the paper prints: all, the first or none."""
 
     title: str
     recipe: str
@@ -90,6 +92,7 @@ TABLES = {
             Row("HTC, R50", "htc_r50_1x", (37.3, 19.4, 40.2, 51.3, 41.9)),
             Row("Cascade Mask R-CNN, R50", "cascade_r50_1x", (35.9, 19.4, 38.6, 49.5, 41.2)),
             Row("PointRend, R50", "pointrend_r50_1x", (36.2, 19.9, 39.2, 48.7, 38.4)),
+            Row("SOLO, R50", "solo_r50_1x", (33.1, 12.2, 36.1, 50.8)),
             Row("BRefine, R50", "brefine_r50_1x", _FULL),
             Row("Mask R-CNN, R101", "mask_rcnn_r101_1x", (36.2, 19.1, 40.0, 49.5, 40.1)),
             Row("Mask Scoring, R101", "mask_scoring_r101_1x", (37.7, 19.8, 41.4, 52.3, 40.4)),
@@ -97,7 +100,7 @@ TABLES = {
             Row("Cascade Mask R-CNN, R101", "cascade_r101_1x", (37.3, 19.7, 40.6, 51.5, 42.9)),
             Row("BRefine, R101", "brefine_r101_1x", (39.1, 21.6, 43.1, 54.6, 42.2)),
         ],
-        [*((5, other) for other in range(5)), *((10, other) for other in range(6, 10))],
+        [*((6, other) for other in range(6)), *((11, other) for other in range(7, 11))],
     ),
     "table3": Table(
         "Table 3: stages of the mask head",
@@ -315,7 +318,9 @@ def shrink(recipe: Recipe, data: Mapping[str, Any]) -> Recipe:
     """
     values = recipe.model_dump()
     options = values["model"]["options"]
-    detector = {**dict(options.get("detector", {})), **SMALL["detector"]}
+    known = signature(METHODS[recipe.model.method]).parameters["detector"].default
+    small = {key: value for key, value in SMALL["detector"].items() if hasattr(known, key)}
+    detector = {**dict(options.get("detector", {})), **small}
     options.update(SMALL["options"], detector=detector)
     paths = dict.fromkeys(("train", "val", "images", "val_images"))
     values["data"].update({**paths, **SMALL["data"], **data})
