@@ -1,0 +1,320 @@
+"""Mask heads alone, trained and judged in true boxes: what quality a head has for which time.
+
+    python benchmarks/quality/heads.py [--data nuclei=PATH ...] [--steps 400] [--seeds 0 1 2]
+        [--only HEAD ...] [--results FILE] [--tables-only]
+
+Trunk and mask head of ``HEADS`` learn from true boxes that are jittered, with nothing else around
+them: no head has an advantage by what its detector finds. Trunk, pictures, boxes, steps and rates
+are the same for all. A set's PATH holds ``train.json``, ``val.json`` (COCO) and ``images``; the
+toy set is drawn. Figures are means over the objects of ``val.json``, and processor time of the
+mask head for 100 boxes, as `Predictor` runs it, all heads taking turns. Each run is kept in the
+results file when it is there and not made again. The table and the picture of docs/speed.md are
+written anew from that file in the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from brefine import weights
+from brefine.data import toy
+from brefine.data.loader import Batch, TrainSet
+from brefine.data.read import read
+from brefine.evaluate import mask_quality
+from brefine.files import replacing
+from brefine.methods import create
+from brefine.parts import roi
+from brefine.parts.inference import prepare
+from brefine.parts.two_stage import Truth, TwoStage
+from brefine.predict import Predictor
+from brefine.progress import Progress
+from brefine.recipe import DataRecipe
+from brefine.structures import Images, Instances
+
+ROOT = Path(__file__).resolve().parents[2]
+BASE = {
+    "backbone": "tf_efficientnet_lite0",
+    "channels": 64,
+    "detector": {"fpn_norm": "group", "box_hidden": 32},
+}
+HEADS: dict[str, tuple[str, dict[str, Any]]] = {
+    "Mask R-CNN": ("mask_rcnn", {}),
+    "full": ("brefine", {}),
+    "light": ("brefine", {"widths": (64, 48, 32), "detail": 64}),
+    "lighter": ("brefine", {"widths": (64, 32, 16), "detail": 32}),
+    "full, early exit": ("brefine", {"early_exit": 1.0}),
+    "light, early exit": ("brefine", {"widths": (64, 48, 32), "detail": 64, "early_exit": 1.0}),
+    "2 stages": ("brefine", {"stages": 2}),
+}
+SIZES = {"short_side": (256,), "long_side": 512, "flip": 0.5, "workers": 0}
+MOST = 24  # boxes a batch of 2 pictures
+MARKERS = "<!-- made by benchmarks/quality/heads.py -->", "<!-- end of heads -->"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", action="append", default=[], metavar="NAME=PATH")
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", choices=list(HEADS), default=list(HEADS))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--limit", type=int, default=100, help="pictures to judge by")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results/heads.json")
+    parser.add_argument("--tables-only", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    results: dict[str, Any] = {"runs": {}, "milliseconds": {}}
+    if options.results.is_file():
+        results = json.loads(options.results.read_text(encoding="utf-8"))
+    if not options.tables_only:
+        with tempfile.TemporaryDirectory() as place:
+            toy.draw(Path(place) / "toy", train=400, val=100, seed=0)
+            folders = {"toy": Path(place) / "toy"}
+            folders |= {name: Path(path) for name, path in (d.split("=", 1) for d in options.data)}
+            for seed in options.seeds:
+                for name, folder in folders.items():
+                    for head in options.only:
+                        key = f"{name}/{head}/{options.steps}/{seed}"
+                        if key not in results["runs"]:
+                            results["runs"][key] = learn(folder, key, head, seed, options)
+                            keep(results, options.results)
+        results["milliseconds"] = time_heads()
+        results["torch"] = torch.__version__
+        keep(results, options.results)
+    text = table(results)
+    print(text)
+    page = ROOT / "docs/speed.md"
+    content = page.read_text(encoding="utf-8")
+    before, rest = content.split(MARKERS[0])
+    after = rest.split(MARKERS[1])[1]
+    with replacing(page) as aside:
+        filled = f"{before}{MARKERS[0]}\n{text}\n{MARKERS[1]}{after}"
+        aside.write_text(filled, encoding="utf-8")
+    with replacing(ROOT / "docs/images/heads.svg") as aside:
+        aside.write_text(draw(results), encoding="utf-8")
+
+
+def keep(results: Mapping[str, Any], file: Path) -> None:
+    """Write the results."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as aside:
+        aside.write_text(json.dumps(results, indent=1), encoding="utf-8")
+
+
+def build(head: str, classes: int) -> TwoStage:
+    """A model with this mask head and ImageNet's trunk."""
+    method, more = HEADS[head]
+    model = create(method, classes, **BASE, **more)
+    assert isinstance(model, TwoStage)
+    return model
+
+
+def learn(
+    folder: Path, key: str, head: str, seed: int, options: argparse.Namespace
+) -> dict[str, float]:
+    """Train a head, and measure its masks in true boxes."""
+    train, val = (read(folder / f"{split}.json", folder / "images") for split in ("train", "val"))
+    torch.manual_seed(seed)
+    model = build(head, len(train.categories))
+    weights.start(model, "imagenet")
+    learnt = [*model.trunk.parameters(), *model.mask_head.parameters()]
+    if model.branch is not None:
+        learnt += model.branch.parameters()
+    learnt = [p for p in learnt if p.requires_grad]
+    optimizer = torch.optim.AdamW(learnt, 1e-3, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: min(1, (step + 1) / 30) * 0.5 * (1 + math.cos(math.pi * step / options.steps)),
+    )
+    data = DataRecipe(train=folder / "train.json", **SIZES)
+    model.train()
+    start, losses = time.process_time(), []
+    with Progress(key, options.steps) as progress:
+        for images, targets in batches(TrainSet(train, data, seed), options.steps, seed):
+            loss = mask_loss(model, images, targets)
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(learnt, 5.0)
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.item())
+            progress.advance(1, f"loss {statistics.mean(losses[-20:]):.3f}")
+    seconds = time.process_time() - start
+    predictor = Predictor(
+        prepare(model), train.categories, short_side=256, long_side=512, device="cpu"
+    )
+    found = mask_quality(predictor, val, limit=options.limit)
+    return {**found, "train_seconds": seconds}
+
+
+def batches(pictures: TrainSet, steps: int, seed: int) -> Iterator[Batch]:
+    """Two pictures with objects at a time, in an order that follows from the seed."""
+    random = torch.Generator().manual_seed(seed)
+    order: list[int] = []
+    for _ in range(steps):
+        chosen: list[tuple[Tensor, Instances]] = []
+        while len(chosen) < 2:
+            order = order or torch.randperm(len(pictures), generator=random).tolist()
+            picture, target = pictures[order.pop()]
+            if len(target):
+                chosen.append((picture, target))
+        yield Images.stack([p for p, _ in chosen]), [t for _, t in chosen]
+
+
+def mask_loss(model: TwoStage, images: Images, targets: Sequence[Instances]) -> Tensor:
+    """The head's loss in jittered true boxes; the same ones for every head."""
+    rows = roi.rows([target.boxes for target in targets])
+    labels = torch.cat([target.labels for target in targets])
+    index = torch.cat([torch.arange(len(target)) for target in targets])
+    random = torch.Generator().manual_seed(int(rows.sum()) % 2**31)
+    some = torch.randperm(len(rows), generator=random)[:MOST].sort().values
+    rows, labels, index = rows[some], labels[some], index[some]
+    size = (rows[:, 3:] - rows[:, 1:3]).repeat(1, 2)
+    rows[:, 1:] += 0.1 * size * (2 * torch.rand(size.shape, generator=random) - 1)
+    features = model.features(images)
+    truth = Truth(rows, index, targets, model.convention)
+    head: Any = model.mask_head
+    total: Tensor = torch.stack(
+        [v.mean() for v in head.loss(features, rows, labels, truth).values()]
+    ).sum()
+    return total
+
+
+def time_heads(rounds: int = 7) -> dict[str, float]:
+    """Processor milliseconds of each head for 100 boxes of 8 to 128 pixels, and its branch."""
+    torch.manual_seed(0)
+    images = Images.stack([torch.rand(3, 256, 320) * 255])
+    side = 8 * 16 ** torch.rand(100, 2)
+    corner = torch.rand(100, 2) * (torch.tensor([320.0, 256]) - side)
+    given = [Instances((256, 320), torch.cat([corner, corner + side], 1), torch.zeros(100).long())]
+    models = {name: prepare(build(name, 4)).eval() for name in HEADS}
+    times: dict[str, list[float]] = {name: [] for name in HEADS}
+    with torch.inference_mode():
+        for turn in range(rounds + 1):
+            for name, model in models.items():
+                levels = model.trunk(images)
+                start = time.process_time()
+                if model.branch is not None:
+                    levels = [*levels, model.branch(levels)[0]]
+                model.predict(images, given, features=levels)
+                if turn:
+                    times[name].append((time.process_time() - start) * 1000)
+    return {name: round(statistics.median(found), 1) for name, found in times.items()}
+
+
+def gathered(results: Mapping[str, Any]) -> dict[tuple[str, str], list[dict[str, float]]]:
+    """Runs of a set and a head."""
+    found: dict[tuple[str, str], list[dict[str, float]]] = {}
+    for key, run in results["runs"].items():
+        name, head, _, _ = key.split("/")
+        found.setdefault((name, head), []).append(run)
+    return found
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """Markdown: a row a head, boundary IoU and mask IoU in true boxes on each set."""
+    found = gathered(results)
+    sets = list(dict.fromkeys(name for name, _ in found))
+    counts = sorted({len(runs) for runs in found.values()})
+    heads = ["head", "ms / 100 boxes", *(f"{name}: boundary IoU | mask IoU" for name in sets)]
+    lines = [" | ".join(heads), " | ".join(["---"] + ["---:"] * (1 + 2 * len(sets)))]
+    for head in HEADS:
+        if not any((name, head) in found for name in sets):
+            continue
+        cells = [head, f"{results['milliseconds'].get(head, math.nan):.0f}"]
+        for name in sets:
+            for key in ("boundary_iou", "mask_iou"):
+                cells.append(spread([r[f"given_boxes/{key}"] for r in found.get((name, head), [])]))
+        lines.append(" | ".join(cells))
+    seeds = " or ".join(map(str, counts))
+    rows = "\n".join(f"| {line} |" for line in lines)
+    title = f"Percent, mean and range over seeds ({seeds} each)."
+    return f"{title}\n\n{rows}\n\n![heads](images/heads.svg)"
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean in percent, and the range where there is one."""
+    if not values:
+        return "-"
+    mean = 100 * statistics.mean(values)
+    if len(values) == 1:
+        return f"{mean:.1f}"
+    return f"{mean:.1f} ({100 * min(values):.1f} to {100 * max(values):.1f})"
+
+
+def draw(results: Mapping[str, Any]) -> str:
+    """A picture for each set: boundary IoU over time, a dot a head."""
+    found = gathered(results)
+    sets = list(dict.fromkeys(name for name, _ in found))
+    parts = []
+    for i, name in enumerate(sets):
+        points = {
+            head: (
+                results["milliseconds"][head],
+                100 * statistics.mean(r["given_boxes/boundary_iou"] for r in found[name, head]),
+            )
+            for head in HEADS
+            if (name, head) in found and head in results["milliseconds"]
+        }
+        parts.append(panel(name, points, 40 + 360 * i))
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {40 + 360 * len(sets)} 330">'
+        "<style>text{font:11px sans-serif;fill:#30363d}.t{font-weight:bold;font-size:13px}"
+        "</style><rect width='100%' height='100%' fill='#fff'/>" + "".join(parts) + "</svg>\n"
+    )
+
+
+def panel(name: str, points: Mapping[str, tuple[float, float]], left: float) -> str:
+    """Axes and dots of a set."""
+    width, top, height = 290, 40, 230
+    most = 1.1 * max(x for x, _ in points.values())
+    values = [y for _, y in points.values()]
+    low, high = math.floor(min(values) - 0.5), math.ceil(max(values) + 0.5)
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        return left + width * x / most, top + height * (1 - (y - low) / (high - low))
+
+    parts = [f'<text class="t" x="{left}" y="24">{escape(name)}: boundary IoU, true boxes</text>']
+    for value in range(low, high + 1, max(1, (high - low) // 6)):
+        y = at(0, value)[1]
+        parts.append(f'<path d="M{left} {y:.0f}h{width}" stroke="#d8dbe0"/>')
+        parts.append(f'<text x="{left - 6}" y="{y + 4:.0f}" text-anchor="end">{value}</text>')
+    step = 10 ** math.floor(math.log10(most))
+    for k in range(int(most / step) + 1):
+        x = at(k * step, low)[0]
+        parts.append(
+            f'<text x="{x:.0f}" y="{top + height + 16}" text-anchor="middle">{k * step:g}</text>'
+        )
+    parts.append(
+        f'<text x="{left + width / 2}" y="{top + height + 34}" text-anchor="middle">'
+        "CPU ms for 100 boxes</text>"
+    )
+    best = -math.inf
+    for head, (x, y) in sorted(points.items(), key=lambda item: item[1]):
+        px, py = at(x, y)
+        colour = "#0b6fb8" if y > best else "#9aa1ab"  # nothing quicker is as good
+        best = max(best, y)
+        parts.append(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="5" fill="{colour}"/>')
+        end = px > left + width * 0.7
+        anchor, dx = ("end", -8) if end else ("start", 8)
+        parts.append(
+            f'<text x="{px + dx:.1f}" y="{py + 4:.1f}" text-anchor="{anchor}">{escape(head)}</text>'
+        )
+    return "".join(parts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
