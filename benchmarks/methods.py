@@ -20,9 +20,9 @@ DOCS = Path(__file__).parents[1] / "docs" / "methods.md"
 MARKS = "<!-- table of benchmarks/methods.py -->", "<!-- end of the table -->"
 
 
-def conv(inside: int, out: int, size: int = 1) -> int:
-    """Parameters of a convolution with bias; size 1 is a fully connected layer, too."""
-    return inside * out * size * size + out
+def conv(inside: int, out: int, size: int = 1, *, bias: bool = True) -> int:
+    """Parameters of a convolution; size 1 is a fully connected layer, too."""
+    return inside * out * size * size + out * bias
 
 
 C, K, HIDDEN = 256, 80, 1024
@@ -40,6 +40,15 @@ IOU = conv(C + 1, C, 3) + 3 * conv(C, C, 3) + FC + conv(HIDDEN, K)
 SEMANTIC = 5 * conv(C, C) + 4 * conv(C, C, 3) + conv(C, C) + conv(C, 183)
 HTC = DETECTOR + 3 * (CASCADE_BOX + MASK) + 2 * conv(C, C)
 
+WIDE = conv(C, C, 3, bias=False) + 2 * C  # with GroupNorm instead of a bias
+GRIDS = (40, 36, 24, 16, 12)
+SOLO_CLASSES = 7 * WIDE + conv(C, K, 3)
+SOLO = 7 * WIDE + 2 * 9 * C + sum(conv(C, side**2) for side in GRIDS)
+DECOUPLED = 2 * (7 * WIDE + 9 * C + sum(conv(C, side, 3) for side in GRIDS))
+HIGH_FPN = sum(conv(width, C) for width in (512, 1024, 2048)) + 3 * conv(C, C, 3)
+YOLACT_HEAD = conv(C, C, 3) + conv(C, 3 * (K + 1), 3) + conv(C, 3 * 4, 3) + conv(C, 3 * 32, 3)
+YOLACT = YOLACT_HEAD + 4 * conv(C, C, 3) + conv(C, 32) + conv(C, K)
+
 #: method, options, MMDetection's parameters (none: it has no such method)
 MODELS: list[tuple[str, dict[str, Any], int | None]] = [
     ("mask_rcnn", {}, DETECTOR + BOX + MASK),
@@ -49,6 +58,14 @@ MODELS: list[tuple[str, dict[str, Any], int | None]] = [
     ("cascade", {}, DETECTOR + 3 * (CASCADE_BOX + MASK)),
     ("htc", {}, HTC),
     ("htc", {"semantic_classes": 183}, HTC + SEMANTIC),
+    ("solo", {}, RESNET50 + FPN + SOLO_CLASSES + SOLO),
+    ("solo", {"decoupled": True}, RESNET50 + FPN + SOLO_CLASSES + DECOUPLED),
+    ("yolact", {}, None),
+    (
+        "yolact",
+        {"top_from_c5": True},
+        RESNET50 + HIGH_FPN + conv(2048, C, 3) + conv(C, C, 3) + YOLACT,
+    ),
 ]
 
 
@@ -75,7 +92,7 @@ def row(method: str, options: dict[str, Any], parts: list[Part], published: int 
     """One line of the table."""
     count = sum(part.parameters for part in parts)
     macs = {part.name: part.macs * part.uses / 1e9 for part in parts}
-    heads = [macs["box_head"], macs["mask_head"]]
+    heads = [macs.get("box_head") or macs["class_head"], macs["mask_head"]]
     total = sum(macs.values())
     name = " ".join([f"`{method}`", *(f"`{key}: {value}`" for key, value in options.items())])
     beside = "-" if published is None else f"{published / 1e6:.2f} M"

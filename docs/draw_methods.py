@@ -178,6 +178,81 @@ def htc() -> None:
     figure.save("method_htc")
 
 
+def solo() -> None:
+    """A class and a whole mask for each cell of a grid; below, the product of two maps."""
+    figure = Figure(760, 330)
+    figure.block("level", "one level\nof the pyramid", 10, 133, 95, 44)
+    figure.block("shrunk", "shrunk to\nS x S cells", 140, 40, 90, 44)
+    figure.block("classes", "7 x 3x3, GN,\nclasses", 265, 40, 105, 44, BLUE)
+    figure.block("place", "+ x and y\nof each pixel", 140, 228, 90, 44)
+    figure.block("masks", "7 x 3x3, GN,\nmasks", 265, 228, 105, 44, BLUE)
+    figure.arrow("level", "shrunk")
+    figure.arrow("shrunk", "classes")
+    figure.arrow("level", "place")
+    figure.arrow("place", "masks")
+    grid = "".join(f"M{410 + 18 * i},17 v90 M410,{17 + 18 * i} h90 " for i in range(6))
+    blob = "M505,236 c16,-4 30,8 26,24 s-10,30 -22,26 s-16,-12 -14,-24 s-2,-24 10,-26 z"
+    figure.places |= {"grid": (410, 17, 90, 90), "stack": (405, 205, 90, 90)}
+    figure.parts += [
+        f'<rect x="410" y="17" width="90" height="90" fill="{PALE}"/>',
+        f'<rect x="464" y="53" width="18" height="18" fill="{ORANGE}"/>',
+        f'<path d="{grid}" stroke="white" fill="none"/>',
+        *(
+            f'<rect x="{405 + 13 * i}" y="{205 + 9 * i}" width="95" height="72" fill="{PALE}" '
+            f'stroke="{ORANGE if i == 3 else "white"}" stroke-width="2"/>'
+            for i in range(4)
+        ),
+        f'<path d="{blob}" fill="{ORANGE}"/>',
+        f'<path d="M484,62 C570,70 580,170 545,228" fill="none" stroke="{ORANGE}" '
+        'stroke-width="1.6" stroke-dasharray="5 4" marker-end="url(#tip)"/>',
+        f'<rect x="610" y="230" width="50" height="60" fill="{PALE}"/>',
+        f'<rect x="620" y="230" width="26" height="60" fill="{BLUE}"/>',
+        f'<rect x="690" y="230" width="50" height="60" fill="{PALE}"/>',
+        f'<rect x="690" y="244" width="50" height="28" fill="{GREEN}"/>',
+    ]
+    figure.arrow("classes", "grid")
+    figure.arrow("masks", "stack")
+    figure.text("the class of each cell", 455, 124, GREY, 11)
+    figure.text("S x S masks of the picture", 475, 325, GREY, 11)
+    figure.text("its cell names the mask", 645, 150, ORANGE, 11)
+    figure.text("x", 675, 264, INK, 16)
+    figure.text("decoupled: a map for each", 675, 205, GREY, 11)
+    figure.text("column, and one for each row", 675, 219, GREY, 11)
+    figure.save("method_solo")
+
+
+def yolact() -> None:
+    """Prototypes of the picture, shares of them for each anchor, their sum, cut at the box."""
+    figure = Figure(760, 250)
+    figure.block("pyramid", "P3 ... P7", 10, 103, 75, 44)
+    figure.block("head", "3x3 for each\nanchor", 125, 30, 100, 44, BLUE)
+    figure.block("box", "class, box", 265, 15, 90, 30, GREEN)
+    figure.block("share", "shares -1 ... 1", 265, 58, 100, 30, GREEN)
+    figure.block("net", "P3: 3 convs, x 2,\n2 convs", 125, 176, 120, 44, BLUE)
+    figure.block("fast", "Fast NMS", 405, 15, 80, 30)
+    figure.block("sum", "weighted sum,\nsigmoid", 460, 103, 100, 44, ORANGE)
+    figure.block("cut", "cut at\nthe box", 610, 103, 70, 44)
+    figure.places["drawn"] = (285, 165, 108, 66)
+    for i, shape in enumerate(("h80 v28 h-80 z", "h40 v56 h-40 z", "l40,56 l40,-56 z")):
+        x, y = 285 + 14 * i, 165 + 9 * i
+        figure.parts.append(
+            f'<rect x="{x}" y="{y}" width="80" height="56" fill="{PALE}" stroke="white"/>'
+            f'<path d="M{x},{y} {shape}" fill="{GREY}" opacity="0.5"/>'
+        )
+    figure.arrow("pyramid", "head")
+    figure.arrow("pyramid", "net")
+    figure.arrow("head", "box")
+    figure.arrow("head", "share")
+    figure.arrow("net", "drawn")
+    figure.arrow("box", "fast")
+    figure.arrow("share", "sum")
+    figure.arrow("drawn", "sum")
+    figure.arrow("fast", "cut")
+    figure.arrow("sum", "cut")
+    figure.text("32 prototypes, stride 4", 465, 230, GREY, 11)
+    figure.save("method_yolact")
+
+
 if __name__ == "__main__":
-    for draw in (pointrend, mask_scoring, cascade, htc):
+    for draw in (pointrend, mask_scoring, cascade, htc, solo, yolact):
         draw()

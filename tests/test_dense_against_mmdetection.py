@@ -8,9 +8,10 @@ from torch import nn
 from torch.nn import functional
 
 from brefine.methods import create
-from brefine.methods.solo import STRIDES, shrink
-from brefine.parts.masks import paste_all
-from brefine.structures import Instances
+from brefine.methods.solo import STRIDES
+from brefine.methods.yolact import match
+from brefine.parts.masks import paste_all, shrink
+from brefine.structures import Bitmaps, Images, Instances
 from brefine.weights import from_mmdetection
 from mmdet_golden import DEEP, ORIGINAL, SHALLOW, SIZES, Fixed, Golden
 
@@ -124,3 +125,86 @@ class TestSOLO:
             pasted = ours(instances, original)
             shared = (pasted & expected).sum() / (pasted | expected).sum()
             assert shared > 0.95
+
+
+class TestYOLACT:
+    @pytest.fixture(scope="class")
+    def golden(self) -> Golden:
+        return Golden("yolact")
+
+    @pytest.fixture
+    def model(self, golden: Golden) -> nn.Module:
+        return build(
+            golden,
+            "yolact",
+            (8, 16, 32, 64, 128),
+            width=16,
+            prototypes=8,
+            prototype_width=12,
+            nms=0.15,
+            candidates=40,
+            per_class=10,
+            detector={"detections": 40},
+        )
+
+    def targets(self, golden: Golden) -> list[Instances]:
+        """Both pictures fill the padding here."""
+        found = []
+        for i in range(2):
+            masks = Bitmaps.of(golden.masks(f"in/gt/masks_{{}}_{i}"))
+            boxes, labels = golden[f"in/gt/boxes_{i}"], golden[f"in/gt/labels_{i}"]
+            found.append(Instances(PADDED, boxes, labels, masks=masks))
+        return found
+
+    def images(self) -> Images:
+        return Images(torch.zeros(2, 3, *PADDED), torch.tensor([PADDED, PADDED]))
+
+    def test_heads(self, golden, model):
+        pyramid = model.trunk(None)
+        with torch.no_grad():
+            said, drawn = model.box_head(pyramid), model.mask_head(pyramid)
+            semantic = model.semantic(pyramid)
+        torch.testing.assert_close(drawn, golden["out/prototypes"], **SHALLOW)
+        torch.testing.assert_close(semantic.roll(-1, 1), golden["out/segm_logits"], **SHALLOW)
+        torch.testing.assert_close(model.anchors(pyramid), golden["out/anchors"], **SHALLOW)
+        for part, name, last in ((said.logits, "cls", 6), (said.deltas, "reg", 4),
+                                 (said.shares, "coeff", 8)):  # fmt: skip
+            levels = [golden[f"out/head/{name}_{k}"].permute(0, 2, 3, 1) for k in range(5)]
+            expected = torch.cat([level.reshape(2, -1, last) for level in levels], 1)
+            torch.testing.assert_close(part, expected, **SHALLOW)
+
+    def test_losses(self, golden, model):
+        for i, target in enumerate(self.targets(golden)):
+            index = match(golden["out/anchors"], target.boxes)
+            positive = (index >= 0).nonzero()[:, 0]
+            assert torch.equal(positive, golden[f"out/target/pos_inds_{i}"])
+            assert torch.equal(index[positive], golden[f"out/target/pos_gt_inds_{i}"])
+        with torch.no_grad():
+            found = model.loss(self.images(), self.targets(golden))
+        pairs = {"cls": "loss_cls", "box": "loss_bbox", "mask": "loss_mask"}
+        for ours, theirs in {**pairs, "semantic": "loss_segm"}.items():
+            expected = float(golden[f"out/loss/{theirs}"].sum())
+            assert float(found[ours]) == pytest.approx(expected, rel=1e-3), ours
+
+    def test_results(self, golden, model):
+        with torch.inference_mode():
+            found = model.predict(self.images())
+        for i, (instances, original) in enumerate(zip(found, [PADDED, (96, 120)], strict=True)):
+            scale = torch.tensor([original[1] / PADDED[1], original[0] / PADDED[0]]).repeat(2)
+            torch.testing.assert_close(instances.scores, golden[f"out/final/scores_{i}"], **DEEP)
+            assert torch.equal(instances.labels, golden[f"out/final/labels_{i}"])
+            boxes = instances.boxes * scale
+            torch.testing.assert_close(boxes, golden[f"out/final/bboxes_{i}"], **DEEP)
+            # MMDetection cuts prototypes a cell outside of the box, we the mask at the box.
+            x, y = torch.arange(40), torch.arange(32)
+            x1, y1, x2, y2 = (instances.boxes / 4)[:, :, None].unbind(1)
+            inside = ((y >= (y1 - 1).clamp(min=0)) & (y < y2 + 1))[:, :, None]
+            inside = inside & ((x >= (x1 - 1).clamp(min=0)) & (x < x2 + 1))[:, None]
+            drawn = instances.logits.sigmoid() * inside
+            torch.testing.assert_close(drawn[:6], golden[f"out/mask_prob_cropped_{i}"], **DEEP)
+            masks = functional.interpolate(drawn[:, None], original, mode="bilinear")[:, 0] > 0.5
+            expected = golden.masks(f"out/final/masks_{{}}_{i}").bool()
+            assert expected.float().mean() > 0.02
+            assert (masks != expected).sum() <= 3
+            pasted = ours(instances, original)
+            assert (pasted & ~expected).sum() < 0.01 * expected.sum()

@@ -37,6 +37,14 @@ SMALLER = {
         "ranges": ((1, 40), (24, 128), (96, 256), (192, 512), (384, 1024)),
         "mask_weight": 1.0,  # as in the other methods
     },
+    "yolact": {
+        **ONE_STAGE,
+        "width": 32,
+        "prototypes": 8,
+        "prototype_width": 16,
+        "mask_weight": 1.0,
+        "masks": None,
+    },
 }
 CASES = [
     ("mask_rcnn", {}),
@@ -69,6 +77,9 @@ CASES = [
     ("cascade", {"classify": "own", "ranking": True, "mask_loss": "boundary"}),
     ("htc", {}),
     ("htc", {"masks": "last", "num_convs": 1, "ranking": True, "mask_loss": "boundary"}),
+    ("yolact", {}),
+    ("yolact", {"ranking": True, "mask_loss": "boundary"}),
+    ("yolact", {"mask_loss": "bce+dice", "top_from_c5": True}),
 ]
 NAMES = [f"{name}-{'-'.join(map(str, options.values())) or 'default'}" for name, options in CASES]
 
@@ -136,14 +147,19 @@ class TestContract:
         model = build(name, **options)
         named = model.loss(*batch(scene(5), scene(3, 1)))
         kind = options.get("mask_loss", {"brefine": "boundary", "solo": "whole"}.get(name, "bce"))
+        kind = f"{kind} in a box" if name == "yolact" else kind
         # BCE is ln 2; Dice of a constant 1/2 depends on the objects' area; the boundary loss
         # adds ln 2 on the band, which is less than the whole mask. Over the whole picture an
-        # object is small; the product of two halves is a quarter there, which costs less.
+        # object is small; the product of two halves is a quarter there, which costs less. A cell
+        # around the box is a large share of a small one.
         low, high = {
             "bce": (0.6, 0.8),
             "dice": (0.2, 0.7),
             "bce+dice": (0.8, 1.5),
             "whole": (0.3, 0.99),
+            "bce in a box": (0.7, 1.4),
+            "boundary in a box": (0.8, 2.1),
+            "bce+dice in a box": (1.0, 2.2),
         }.get(kind, (0.65, 1.4))
         # raw where a balanced loss has another value; a cascade has masks at each stage
         names = ("raw_stage0_mask", "stage0_mask", "raw_mask", "mask")

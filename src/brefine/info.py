@@ -152,8 +152,8 @@ def count(
 def count_dense(model: nn.Module, size: tuple[int, int]) -> list[Part]:
     """Count parameters and MACs of a one-stage model's parts, as `count` does.
 
-    Each part but the trunk is called with the pyramid. What is worked out for single objects, a
-    product of matrices at most, is not counted.
+    Each part but the trunk is called with the pyramid, unless it is ``training_only``. What is
+    worked out for single objects, a product of matrices at most, is not counted.
 
     Args:
         model: any; it cannot be used afterwards.
@@ -168,7 +168,8 @@ def count_dense(model: nn.Module, size: tuple[int, int]) -> list[Part]:
     levels = [torch.zeros_like(level) for level in trunk(images)]
     for name, part in model.named_children():
         if part is not trunk:
-            parts += _parts(name, part, _macs(part, levels), 1)
+            uses = 0 if getattr(part, "training_only", False) else 1
+            parts += _parts(name, part, _macs(part, levels), uses)
     return parts
 
 

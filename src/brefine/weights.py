@@ -314,7 +314,8 @@ def from_mmdetection(
     """The state dict of a model of MMDetection 3.x under the names of ours.
 
     Rules that belong to one method alone are the attribute ``mmdetection`` of the part of ``model``
-    whose names they give: pairs of a pattern of MMDetection's names and our name in its place.
+    whose names they give: a pattern of MMDetection's names, our name in its place and, where a
+    tensor is laid out in another way, a function that gives ours.
 
     Args:
         state: of MMDetection's model, or of some of its parts.
@@ -329,9 +330,10 @@ def from_mmdetection(
     renamed: State = {}
     for key, value in state.items():
         ours = re.sub(r"^(roi_head\.\w+_head)\.(\d)\.", r"\1.stages.\2.", key)
-        for pattern, name in [*own, *_MMDETECTION]:
+        for pattern, name, *change in [*own, *_MMDETECTION]:
             ours, found = re.subn(f"^{pattern}", name, ours)
             if found:
+                value = change[0](value) if change else value
                 break
         renamed[ours] = value
     if caffe:
@@ -473,9 +475,10 @@ def _copy_rows(
     """
     new, ours, theirs = own.clone(), len(own) > counts[0] * rows, len(found) > counts[1] * rows
     if theirs and not ours:
-        found = found[:-1] - found[-1:]
+        background = found[-rows:].repeat(counts[1], *[1] * (found.ndim - 1))
+        found = found[:-rows] - background
     elif ours:
-        new[-1] = found[-1] if theirs else 0
+        new[-rows:] = found[-rows:] if theirs else 0
     for a, b in pairs:
         new[a * rows : (a + 1) * rows] = found[b * rows : (b + 1) * rows]
     return new

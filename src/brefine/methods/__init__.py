@@ -14,6 +14,7 @@ from brefine.methods.mask_rcnn import mask_rcnn
 from brefine.methods.mask_scoring import mask_scoring
 from brefine.methods.pointrend import pointrend
 from brefine.methods.solo import solo
+from brefine.methods.yolact import yolact
 from brefine.recipe import describe
 from brefine.structures import InputError, Segmenter
 
@@ -25,6 +26,7 @@ METHODS: dict[str, Callable[..., Segmenter]] = {
     "cascade": cascade,
     "htc": htc,
     "solo": solo,
+    "yolact": yolact,
 }
 
 

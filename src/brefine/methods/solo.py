@@ -21,8 +21,8 @@ from brefine.losses import MASK_LOSSES, balance_tasks, dice, weighted_mean
 from brefine.parts import boxes as B
 from brefine.parts.backbone import Backbone
 from brefine.parts.mask_head import MaskLoss
-from brefine.parts.masks import boxes_around
-from brefine.parts.one_stage import Detector, classify
+from brefine.parts.masks import boxes_around, shrink
+from brefine.parts.one_stage import Detector, focal, rank
 from brefine.structures import Bitmaps, Images, InputError, Instances
 
 #: pixels a cell of the features that each level predicts from; masks have twice as many
@@ -176,10 +176,11 @@ class SOLO(nn.Module):
             start = torch.tensor([0, *(len(e) for e in every)], device=one.image.device).cumsum(0)
             labels.append(torch.cat(every)[start[one.image] + one.object])
         logit, where, each = torch.cat(logits), torch.cat(place), torch.cat(mask)
-        named = classify(
-            logit, where, torch.cat(labels), torch.cat(quality), len(where) + 1,
-            delta=self.detector.delta if self.ranking else None,
-        )  # fmt: skip
+        label, delta = torch.cat(labels), self.detector.delta
+        if self.ranking:
+            named = rank(logit, where, label, torch.cat(quality), delta=delta)
+        else:
+            named = {"cls": focal(logit, where, label) / (len(where) + 1)}
         score = logit.detach()[where].float().sigmoid().amax(1)
         weights = score if self.ranking else torch.ones_like(each)
         loss = weighted_mean(each, weights) * (1.0 if self.ranking else self.mask_weight)
@@ -556,28 +557,3 @@ def _shrink_all(
         assert target.masks is not None
         truth.append(shrink(target.masks[index], factor, size)[again])
     return torch.cat(truth)
-
-
-@torch.no_grad()
-def shrink(masks: Bitmaps, factor: int, size: tuple[int, int]) -> Tensor:
-    """Masks on a grid of fewer cells, 1 where two of four pixels around a cell's centre are.
-
-    That is what bilinear resizing gives, compared with a half.
-
-    Args:
-        masks: N masks.
-        factor: pixels a cell, an even number.
-        size: (height, width) of the grid, which starts where the picture does.
-
-    Returns:
-        ``[N, *size]`` float, 0 or 1.
-    """
-    count = torch.zeros(len(masks), *size, device=masks.origins.device)
-    for drawn, window, (x, y) in zip(count, masks.windows, masks.origins.tolist(), strict=True):
-        for dy in (factor // 2 - 1, factor // 2):
-            for dx in (factor // 2 - 1, factor // 2):
-                top, left = max(0, -(-(y - dy) // factor)), max(0, -(-(x - dx) // factor))
-                part = window[top * factor + dy - y :: factor, left * factor + dx - x :: factor]
-                part = part[: size[0] - top, : size[1] - left]
-                drawn[top : top + part.shape[0], left : left + part.shape[1]] += part
-    return (count >= 2).float()

@@ -9,7 +9,12 @@ from typing import Any, Literal, cast
 import timm
 import torch
 from torch import Tensor, nn
-from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
+from torch.nn import functional
+from torchvision.ops.feature_pyramid_network import (
+    ExtraFPNBlock,
+    FeaturePyramidNetwork,
+    LastLevelMaxPool,
+)
 
 from brefine.structures import Images, InputError
 
@@ -27,6 +32,14 @@ class Backbone(nn.Module):
             features are far from unit variance.
         stride_in_1x1: a ResNet's bottlenecks halve the sides in their first convolution, as
             Caffe's do, not in the 3x3 one: for weights of such a trunk.
+        top: "pool" gives levels P2..P6, the last one every second pixel of P5; "p5" and "c5"
+            give P3..P7, the last two by 3x3 convolutions of stride 2, from P5, or from what the
+            backbone has there.
+        top_relu: a ReLU between these two.
+        upsample: how a level is enlarged to be added to the one below.
+
+    Attributes:
+        strides: of the levels.
 
     Raises:
         InputError: timm has no such model, or it lacks one of the strides, or it has no strides
@@ -46,6 +59,9 @@ class Backbone(nn.Module):
         frozen_stages: int = 1,
         fpn_norm: Literal["none", "group"] = "none",
         stride_in_1x1: bool = False,
+        top: Literal["pool", "p5", "c5"] = "pool",
+        top_relu: bool = False,
+        upsample: Literal["nearest", "bilinear"] = "nearest",
     ) -> None:
         super().__init__()
         self.name, self.norm = name, norm
@@ -53,12 +69,19 @@ class Backbone(nn.Module):
         if stride_in_1x1:
             _move_strides(self.body, name)
         info = self.body.feature_info
-        self.fpn = FeaturePyramidNetwork(
-            info.channels(),
+        widths = info.channels()
+        extra: ExtraFPNBlock = LastLevelMaxPool()
+        if top != "pool":
+            self.strides = (8, 16, 32, 64, 128)
+            widths = widths[1:]
+            extra = Top(None if top == "p5" else widths[-1], channels, relu=top_relu)
+        self.fpn = Pyramid(
+            widths,
             channels,
-            extra_blocks=LastLevelMaxPool(),
+            extra_blocks=extra,
             norm_layer=partial(nn.GroupNorm, 8) if fpn_norm == "group" else None,
         )
+        self.fpn.mode = upsample
         config = timm.get_pretrained_cfg(name)
         mean = config.mean if config else timm.data.IMAGENET_DEFAULT_MEAN
         std = config.std if config else timm.data.IMAGENET_DEFAULT_STD
@@ -87,7 +110,7 @@ class Backbone(nn.Module):
         return self
 
     def forward(self, images: Images) -> list[Tensor]:
-        """Pyramid levels P2..P6, ``[B, channels, H / s, W / s]`` for s in ``strides``."""
+        """Five pyramid levels ``[B, channels, H / s, W / s]`` for s in ``strides``."""
         height, width = images.pixels.shape[-2:]
         sizes = images.sizes[:, :, None, None]
         ys = torch.arange(height, device=sizes.device)[:, None] < sizes[:, 0]
@@ -98,7 +121,7 @@ class Backbone(nn.Module):
         if pixels.device.type == "cpu" and not torch.is_grad_enabled():
             # CPU kernels are quicker in this format, and RoIAlign reads it as a table of pixels.
             pixels = pixels.contiguous(memory_format=torch.channels_last)
-        features = self.body(pixels)
+        features = self.body(pixels)[-len(self.fpn.inner_blocks) :]
         levels = self.fpn(OrderedDict((str(i), f) for i, f in enumerate(features)))
         return list(cast("dict[str, Tensor]", levels).values())
 
@@ -117,6 +140,57 @@ def _move_strides(body: nn.Module, name: str) -> None:
 
 
 def _features(name: str) -> Any:
+class Pyramid(FeaturePyramidNetwork):  # type: ignore[misc]  # torchvision has no types
+    """torchvision's, but with a choice of how levels are enlarged.
+
+    Attributes:
+        mode: of the enlargement.
+    """
+
+    mode = "nearest"
+
+    def forward(self, x: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Levels by name, from the backbone's features by name, the finest first."""
+        features = list(x.values())
+        inner = self.get_result_from_inner_blocks(features[-1], -1)
+        levels = [self.get_result_from_layer_blocks(inner, -1)]
+        for i in reversed(range(len(features) - 1)):
+            side = self.get_result_from_inner_blocks(features[i], i)
+            inner = side + functional.interpolate(inner, size=side.shape[-2:], mode=self.mode)
+            levels.insert(0, self.get_result_from_layer_blocks(inner, i))
+        names = list(x)
+        if self.extra_blocks is not None:
+            levels, names = self.extra_blocks(levels, features, names)
+        return OrderedDict(zip(names, levels, strict=True))
+
+
+class Top(ExtraFPNBlock):  # type: ignore[misc]
+    """Two levels above P5, each a 3x3 convolution of stride 2.
+
+    Args:
+        width: channels of the backbone's last features, which they start from; None: from P5.
+        channels: of the pyramid.
+        relu: between the two.
+    """
+
+    def __init__(self, width: int | None, channels: int, *, relu: bool) -> None:
+        super().__init__()
+        self.from_pyramid, self.relu = width is None, relu
+        self.p6 = nn.Conv2d(width or channels, channels, 3, stride=2, padding=1)
+        self.p7 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        for layer in (self.p6, self.p7):
+            nn.init.kaiming_uniform_(layer.weight, a=1)
+            nn.init.zeros_(cast(Tensor, layer.bias))
+
+    def forward(
+        self, results: list[Tensor], x: list[Tensor], names: list[str]
+    ) -> tuple[list[Tensor], list[str]]:
+        """Two levels and names more."""
+        p6 = self.p6(results[-1] if self.from_pyramid else x[-1])
+        p7 = self.p7(functional.relu(p6) if self.relu else p6)
+        return [*results, p6, p7], [*names, "p6", "p7"]
+
+
     """The bare timm feature network with strides 4, 8, 16, 32 and random weights."""
     try:
         probe: Any = timm.create_model(name, features_only=True, pretrained=False)

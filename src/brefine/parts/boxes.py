@@ -51,6 +51,7 @@ def anchors(
     scale: float = 8.0,
     ratios: Sequence[float] = (0.5, 1.0, 2.0),
     rounded: bool = False,
+    offset: float = 0.0,
 ) -> list[Tensor]:
     """Anchors of every pyramid level, centred on the top left corner of each cell.
 
@@ -61,6 +62,7 @@ def anchors(
         scale: side of the square anchor in cells.
         ratios: height / width.
         rounded: round the base anchors (torchvision).
+        offset: centres farther to the right and down by this share of a cell.
 
     Returns:
         One ``[h * w * len(ratios), 4]`` a level; order: row, column, ratio.
@@ -71,8 +73,8 @@ def anchors(
         half_w, half_h = stride * scale / root / 2, stride * scale * root / 2
         base = torch.stack([-half_w, -half_h, half_w, half_h], 1)
         base = base.round() if rounded else base
-        ys = torch.arange(height, device=device, dtype=torch.float32) * stride
-        xs = torch.arange(width, device=device, dtype=torch.float32) * stride
+        ys = (torch.arange(height, device=device, dtype=torch.float32) + offset) * stride
+        xs = (torch.arange(width, device=device, dtype=torch.float32) + offset) * stride
         y, x = torch.meshgrid(ys, xs, indexing="ij")
         centres = torch.stack([x, y, x, y], -1).reshape(-1, 1, 4)
         levels.append((centres + base).reshape(-1, 4))

@@ -96,6 +96,32 @@ def crop(
 
 
 @torch.no_grad()
+def shrink(masks: Bitmaps, factor: int, size: tuple[int, int], *, least: int = 2) -> Tensor:
+    """Masks on a grid of fewer cells, by the four pixels around each cell's centre.
+
+    That is what bilinear resizing gives, compared with a threshold.
+
+    Args:
+        masks: N masks.
+        factor: pixels a cell, an even number.
+        size: (height, width) of the grid, which starts where the picture does.
+        least: of four pixels that must be set: 2 is at least a half of them, 3 is more.
+
+    Returns:
+        ``[N, *size]`` float, 0 or 1.
+    """
+    count = torch.zeros(len(masks), *size, device=masks.origins.device)
+    for drawn, window, (x, y) in zip(count, masks.windows, masks.origins.tolist(), strict=True):
+        for dy in (factor // 2 - 1, factor // 2):
+            for dx in (factor // 2 - 1, factor // 2):
+                top, left = max(0, -(-(y - dy) // factor)), max(0, -(-(x - dx) // factor))
+                part = window[top * factor + dy - y :: factor, left * factor + dx - x :: factor]
+                part = part[: size[0] - top, : size[1] - left]
+                drawn[top : top + part.shape[0], left : left + part.shape[1]] += part
+    return (count >= least).float()
+
+
+@torch.no_grad()
 def read_points(masks: Bitmaps, points: Tensor, index: Tensor) -> Tensor:
     """Masks read bilinearly at points, zeros outside.
 

@@ -35,24 +35,42 @@ class Detector:
     detections: int = 100
 
 
-def classify(
-    logits: Tensor, place: Tensor, labels: Tensor, quality: Tensor, count: Tensor | float,
-    *, delta: float | None,
-) -> dict[str, Tensor]:  # fmt: skip
-    """Losses of sigmoid class logits by name: focal (Lin et al. 2017), or Rank & Sort (eq. 3-4).
+def focal(logits: Tensor, place: Tensor, labels: Tensor) -> Tensor:
+    """The focal loss of sigmoid class logits, a sum (Lin et al. 2017, gamma 2, alpha 0.25).
 
     Args:
         logits: ``[M, K]``, of all cells of a batch.
         place: ``[P]`` rows of the cells that belong to an object.
         labels: ``[P]`` their classes.
-        quality: ``[P]`` IoU of what they predict, for Rank & Sort.
-        count: what the focal loss is divided by.
-        delta: half width of Rank & Sort's ramp; None: the focal loss.
     """
     goal = torch.zeros_like(logits, dtype=torch.float32)
-    if delta is None:
-        goal[place, labels] = 1
-        return {"cls": sigmoid_focal_loss(logits.float(), goal, 0.25, 2.0, "sum") / count}
-    goal[place, labels] = quality.clamp(min=1e-6)
+    goal[place, labels] = 1
+    loss: Tensor = sigmoid_focal_loss(logits.float(), goal, 0.25, 2.0, "sum")
+    return loss
+
+
+def rank(
+    logits: Tensor,
+    place: Tensor,
+    labels: Tensor,
+    quality: Tensor,
+    *,
+    delta: float,
+    ignored: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Rank & Sort losses of sigmoid class logits by name (eq. 3-4).
+
+    Args:
+        logits: ``[M, K]``, of all cells of a batch.
+        place: ``[P]`` rows of the cells that belong to an object.
+        labels: ``[P]`` their classes.
+        quality: ``[P]`` IoU of what they predict.
+        delta: half width of the ramp.
+        ignored: ``[M]`` bool, rows that are neither positive nor negative.
+    """
+    goal = torch.zeros_like(logits, dtype=torch.float32)
+    if ignored is not None:
+        goal[ignored] = -1
+    goal[place, labels] = quality.float().clamp(min=1e-6)
     ranking, sorting = losses.rank_sort(logits, goal, delta=delta)
     return {"cls_rank": ranking, "cls_sort": sorting}
