@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -438,12 +439,12 @@ def test_bench_train_step_compares_steps_on_the_same_rois(
     page, results = tmp_path / "speed.md", tmp_path / "results.json"
     page.write_text(PAGE.format("train_step"))
     arguments = ["--page", page, "--results", results, "--recipe", recipes["brefine"]]
-    arguments += ["--short-side", 96, "--threads", 1, "--rounds", 1, "--rois", 30, "--skip-peaks"]
+    arguments += ["--short-side", 96, "--threads", 1, "--rounds", 1, "--rois", 22, "--skip-peaks"]
     bench.main([str(each) for each in (*arguments, "--option", "stages=1", "context=false")])
     (case,) = json.loads(results.read_text())["cases"].values()
     assert set(case["ways"]) == {"torchvision", "brefine", "brefine, stages=1, context=false"}
     for way, record in case["ways"].items():
-        assert record["rois"] == {"boxes": 2 * (40 + 10), "masks": 30}, way
+        assert record["rois"] == {"boxes": 2 * (40 + 10), "masks": 22}, way
         assert all(math.isfinite(value) for value in record["losses"].values())
         assert f"| {way} | {record['cpu']:.2f} | {record['cpu_ratio']:.2f} |" in page.read_text()
     parts = case["parts"]
@@ -481,3 +482,86 @@ def test_bench_train_step_names_an_unknown_option(
     arguments = ["--recipe", str(recipes["brefine"]), "--option", "stagse=1", "--threads", "1"]
     with pytest.raises(SystemExit, match="stagse"):
         benchmark("train_step").main(arguments)
+
+
+WORKER = """
+import itertools, json, sys
+values = {values}
+for i, _ in enumerate(itertools.chain([0], sys.stdin)):
+    if {dies} and i == 1:
+        sys.exit(3)
+    print(json.dumps(values if i == 0 else dict(cpu=values["cpu"] * i, wall=i, objects=7, peak=5)))
+    sys.stdout.flush()
+"""
+
+
+def test_bench_peers_lets_processes_take_turns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], benchmark: Callable[[str], Any]
+) -> None:
+    bench = benchmark("peers")
+
+    def command(values: dict[str, Any], dies: bool = False) -> list[str]:
+        return [sys.executable, "-c", WORKER.format(values=values, dies=dies)]
+
+    commands = {
+        "torchvision": command({"cpu": 4.0}),
+        "other": command({"cpu": 1.0}),
+        "broken": command({"error": "OSError: no such package"}),
+        "nothing": [sys.executable, "-c", "raise SystemExit(3)"],
+    }
+    ways = bench.take_turns(commands, 1, tmp_path, 3)
+    assert set(ways) == {"torchvision", "other"}
+    assert ways["other"] == {
+        "cpu": 2.0,
+        "wall": 2.0,
+        "objects": 7,
+        "peak": 5,
+        "cpu_ratio": 0.25,
+        "wall_ratio": 1.0,
+    }
+    err = capsys.readouterr().err
+    assert "broken: left out: OSError: no such package" in err
+    assert "nothing: left out: ended with 3" in err
+    commands["late"] = command({"cpu": 1.0}, dies=True)
+    with pytest.raises(SystemExit, match="late: ended with 3"):
+        bench.take_turns(commands, 1, tmp_path, 3)
+    with pytest.raises(SystemExit, match="nothing to compare with"):
+        bench.take_turns({"other": commands["other"]}, 1, tmp_path, 1)
+    text = bench.tables({"machine": {"cores": 2}, "cases": {"400/1": {"rounds": 3, "ways": ways}}})
+    assert "| other | 2.00 | 0.25 | 2.00 | 1.00 | 5 | 7 |" in text
+
+
+def test_bench_peers_leaves_out_what_cannot_be_installed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], benchmark: Callable[[str], Any]
+) -> None:
+    bench = benchmark("peers")
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text('#!/bin/sh\ncase "$*" in *rfdetr) echo "no match" >&2; exit 1;; esac\n')
+    python.chmod(0o755)
+    found = bench.install(tmp_path, list(bench.PEERS))
+    assert found == {"YOLO26s-seg": python}
+    assert "RF-DETR-Seg Nano: left out: no match" in capsys.readouterr().err
+
+
+def test_peer_answers_once_for_every_line() -> None:
+    code = (
+        "from peer import serve\n"
+        "def build():\n"
+        "    print('noise')\n"
+        "    return lambda: 3\n"
+        "serve(build)"
+    )
+    folder = Path(__file__).parents[1] / "benchmarks"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input="go\ngo\n",
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=folder,
+    )
+    first, *others = [json.loads(line) for line in done.stdout.splitlines()]
+    assert first == {"objects": 3}
+    assert [set(each) for each in others] == [{"cpu", "wall", "objects", "peak"}] * 2
+    assert done.stderr == "noise\n"
