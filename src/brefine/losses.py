@@ -305,8 +305,8 @@ def dice(logits: Tensor, masks: Tensor, *, smooth: float = 1.0) -> Tensor:
     Args:
         logits: ``[N, H, W]``.
         masks: ``[N, H, W]`` true masks, 0 or 1, any type.
-
         smooth: s, >= 0.
+
     Returns:
         ``[N]`` in [0, 1).
 
@@ -394,7 +394,6 @@ def giou(boxes: Tensor, targets: Tensor) -> Tensor:
     return 1 - overlap / union.clamp(min=1e-7) + (hull - union) / hull.clamp(min=1e-7)
 
 
-def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
 def balance_tasks(
     classes: Mapping[str, Tensor],
     tasks: Sequence[Mapping[str, Tensor]],
@@ -428,6 +427,7 @@ def balance_tasks(
     return {prefix + name: weight * value for name, value in named.items()} | raw
 
 
+def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
     """Mean weighted by classification scores (eq. 6): sum of w l / sum of w.
 
     Args:
