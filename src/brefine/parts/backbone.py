@@ -118,7 +118,8 @@ class Backbone(nn.Module):
         pixels = (images.pixels.to(self.mean.dtype) - self.mean) / self.std
         # Zero after normalisation, so that padding looks like the mean picture.
         pixels = pixels * (ys & xs)[:, None].to(pixels.dtype)
-        if pixels.device.type == "cpu" and not torch.is_grad_enabled():
+        exporting = torch.compiler.is_exporting()
+        if pixels.device.type == "cpu" and not torch.is_grad_enabled() and not exporting:
             # CPU kernels are quicker in this format, and RoIAlign reads it as a table of pixels.
             pixels = pixels.contiguous(memory_format=torch.channels_last)
         features = self.body(pixels)[-len(self.fpn.inner_blocks) :]
@@ -139,7 +140,6 @@ def _move_strides(body: nn.Module, name: str) -> None:
         raise InputError(f"stride_in_1x1: backbone {name!r} has no bottlenecks with strides")
 
 
-def _features(name: str) -> Any:
 class Pyramid(FeaturePyramidNetwork):  # type: ignore[misc]  # torchvision has no types
     """torchvision's, but with a choice of how levels are enlarged.
 
@@ -191,6 +191,7 @@ class Top(ExtraFPNBlock):  # type: ignore[misc]
         return [*results, p6, p7], [*names, "p6", "p7"]
 
 
+def _features(name: str) -> Any:
     """The bare timm feature network with strides 4, 8, 16, 32 and random weights."""
     try:
         probe: Any = timm.create_model(name, features_only=True, pretrained=False)
