@@ -60,6 +60,7 @@ MODELS: list[tuple[str, dict[str, Any], int | None]] = [
     ("htc", {"semantic_classes": 183}, HTC + SEMANTIC),
     ("solo", {}, RESNET50 + FPN + SOLO_CLASSES + SOLO),
     ("solo", {"decoupled": True}, RESNET50 + FPN + SOLO_CLASSES + DECOUPLED),
+    ("bmask", {}, None),
     ("yolact", {}, None),
     (
         "yolact",

@@ -253,6 +253,30 @@ def yolact() -> None:
     figure.save("method_yolact")
 
 
+def bmask() -> None:
+    """The two branches, and what passes between them."""
+    figure = Figure(760, 230)
+    figure.block("levels", "P2 ... P5\n14 x 14", 10, 30, 90, 44)
+    figure.block("p2", "P2\n28 x 28", 10, 150, 90, 44)
+    figure.block("convs", "4 x 3x3", 140, 30, 80, 44, BLUE)
+    figure.block("shrink", "3x3,\nstride 2", 140, 150, 80, 44, BLUE)
+    figure.block("edge", "+, 2 x 3x3", 300, 150, 95, 44, BLUE)
+    figure.block("mask", "+, 3x3", 440, 30, 85, 44, BLUE)
+    figure.block("out", "deconv: mask\n28 x 28", 590, 30, 110, 44, GREEN)
+    figure.block("line", "deconv: edge\n28 x 28", 590, 150, 110, 44, ORANGE)
+    figure.arrow("levels", "convs")
+    figure.arrow("p2", "shrink")
+    figure.arrow("convs", "mask")
+    figure.arrow("convs", "edge", RED)
+    figure.arrow("shrink", "edge")
+    figure.arrow("edge", "mask", RED)
+    figure.arrow("edge", "line")
+    figure.arrow("mask", "out")
+    figure.text("red: 1x1 convolutions", 330, 118, GREY, 11)
+    figure.text("cross-entropy and Dice, in training alone", 630, 214, GREY, 11)
+    figure.save("method_bmask")
+
+
 if __name__ == "__main__":
-    for draw in (pointrend, mask_scoring, cascade, htc, solo, yolact):
+    for draw in (pointrend, mask_scoring, cascade, htc, solo, yolact, bmask):
         draw()

@@ -80,6 +80,8 @@ CASES = [
     ("yolact", {}),
     ("yolact", {"ranking": True, "mask_loss": "boundary"}),
     ("yolact", {"mask_loss": "bce+dice", "top_from_c5": True}),
+    ("bmask", {}),
+    ("bmask", {"ranking": True, "mask_loss": "boundary", "edge_convs": 1}),
 ]
 NAMES = [f"{name}-{'-'.join(map(str, options.values())) or 'default'}" for name, options in CASES]
 

@@ -18,7 +18,9 @@ from conftest import TINY, tiny_recipe
 #: test_weights.py and test_train.py look at these
 ELSEWHERE = {"mask_rcnn", "brefine"}
 #: with a trunk, an RPN and heads
-TWO_STAGE = [name for name in ("pointrend", "mask_scoring", "cascade", "htc") if name in METHODS]
+TWO_STAGE = [
+    name for name in ("pointrend", "mask_scoring", "cascade", "htc", "bmask") if name in METHODS
+]
 
 
 def build(method: str, num_classes: int) -> nn.Module:

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError, validate_call
 
+from brefine.methods.bmask import bmask
 from brefine.methods.brefine import brefine
 from brefine.methods.cascade import cascade
 from brefine.methods.htc import htc
@@ -27,6 +28,7 @@ METHODS: dict[str, Callable[..., Segmenter]] = {
     "htc": htc,
     "solo": solo,
     "yolact": yolact,
+    "bmask": bmask,
 }
 
 
