@@ -6,11 +6,13 @@ import signal
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import brefine.train as training
 from brefine import demo, weights
 from brefine.data import toy
+from brefine.methods import create
 from brefine.recipe import Recipe, TrainRecipe
 from brefine.structures import InputError
 from brefine.train import Learner, train
@@ -53,8 +55,9 @@ def recipe(folder, *settings, method="mask_rcnn"):
 
 
 def rows(path):
+    """The rows of losses, without those of evaluations."""
     with path.open() as file:
-        return list(csv.DictReader(file))
+        return [row for row in csv.DictReader(file) if row["loss"]]
 
 
 @pytest.mark.parametrize("method", ["mask_rcnn", "brefine"])
@@ -193,9 +196,35 @@ def test_biases_and_norms_do_not_decay_and_frozen_weights_are_left_out(name, kin
     assert (len(free["params"]), free["weight_decay"]) == (3, 0.0)
 
 
+def test_blocks_of_the_trunk_learn_slower_the_nearer_they_are_to_the_picture():
+    model = create("mask_rcnn", 3, **MODEL)
+    values = {"lr": 0.1, "steps": 9, "layer_decay": 0.5, "freeze": ["trunk.fpn.*", "rpn.conv.bias"]}
+    made = Learner(model, TrainRecipe(**values), steps=9, epoch=3, devices=1)
+    names = {id(p): name for name, p in model.named_parameters()}
+    rates = {}
+    for group in made.configure_optimizers()["optimizer"].param_groups:
+        for parameter in group["params"]:
+            rates[names[id(parameter)]] = group["initial_lr"]
+            assert group["weight_decay"] == (1e-4 if parameter.ndim > 1 else 0)
+    learning = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert rates.keys() == learning
+    assert all(not n.startswith("trunk.fpn") and n != "rpn.conv.bias" for n in learning)
+    body = [rate for name, rate in rates.items() if name.startswith("trunk.body")]
+    blocks = sorted(set(body))
+    assert blocks == pytest.approx([0.1 * 0.5**k for k in range(len(blocks), 0, -1)])
+    assert len(blocks) > 3
+    ordered = [rates[n] for n, _ in model.named_parameters() if n.startswith("trunk.body")]
+    assert ordered == sorted(ordered)
+    assert {rate for name, rate in rates.items() if not name.startswith("trunk.body")} == {0.1}
+    with pytest.raises(
+        InputError, match=r"train\.freeze: 'head\.\*' fits no parameter: .*trunk\.\*"
+    ):
+        Learner(model, TrainRecipe(**{**values, "freeze": ["head.*"]}), steps=9, epoch=3, devices=1)
+
+
 def test_a_loss_that_explodes_ends_the_run_with_its_name(pictures, tmp_path):
     used = recipe(pictures, "train.lr=1e30", "train.warmup_steps=0")
-    with pytest.raises(InputError, match=r"step \d: the loss is no longer finite .*train\.lr"):
+    with pytest.raises(InputError, match=r"step \d: the loss is not finite .*train\.lr"):
         train(used, tmp_path / "run")
     assert not (tmp_path / "run/last").exists()
 
@@ -295,3 +324,36 @@ def test_the_average_of_the_weights_is_what_is_kept(pictures, tmp_path, monkeypa
     assert any(not torch.allclose(kept[key], final[key], atol=1e-6) for key in kept)
     for key, value in kept.items():
         assert torch.allclose(value.float(), torch.as_tensor(expected[key]).float(), atol=1e-6), key
+
+
+def test_a_run_can_be_followed(pictures, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    settings = ["train.validate_every=1", "train.previews=2", "train.loggers=[tensorboard]"]
+    run = tmp_path / "run"
+    train(recipe(pictures, *settings), run)
+    with (run / "metrics.csv").open() as file:
+        logged = list(csv.DictReader(file))
+    assert [row["step"] for row in logged if row["val/mask/AP"]] == ["3", "4"]
+    page = (run / "curves.html").read_text()
+    for word in ("Parts of the loss", "boundary/AP", "<path", logged[0]["loss"][:4]):
+        assert word in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+    drawn = sorted((run / "previews").glob("*/*.png"))
+    assert [path.parent.name for path in drawn] == ["step_00000003"] * 2 + ["step_00000004"] * 2
+    assert Image.open(drawn[0]).size == (80, 64)
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    (loss,) = events.Scalars("loss")
+    assert loss.value == pytest.approx(float(logged[0]["loss"]))
+    assert [event.step for event in events.Scalars("val/mask/AP")] == [3, 4]
+
+
+def test_a_logger_that_is_not_installed_is_one_line(pictures, tmp_path, monkeypatch):
+    def missing(*args, **kwargs):
+        raise ModuleNotFoundError("Required package `wandb` not found.")
+
+    monkeypatch.setattr("brefine.logs.WandbLogger", missing)
+    with pytest.raises(InputError, match=r"wandb is not installed: pip install 'brefine\[wandb\]'"):
+        train(recipe(pictures, "train.loggers=[wandb]"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -229,7 +229,7 @@ def test_the_last_checkpoints_and_the_best_are_kept(pictures, tmp_path, monkeypa
 
 def test_the_table_goes_on_where_the_checkpoint_is(whole):
     with (whole / "metrics.csv").open() as file:
-        assert [row["step"] for row in csv.DictReader(file)] == ["0"]
+        assert [row["step"] for row in csv.DictReader(file)] == ["0", "3", "6", "8"]
 
 
 # ------------------------------------------------------------------------------- no room

@@ -54,6 +54,9 @@ FREE = (
             "patience",
             "checkpoint_every",
             "keep_checkpoints",
+            "loggers",
+            "previews",
+            "on_fault",
         )
     ),
 )

@@ -190,15 +190,20 @@ class TrainRecipe(Section):
         epochs: passes over the training set.
         steps: optimiser steps.
         batch_size: pictures per process.
+        accumulate: batches whose gradients are added up for a step.
         optimizer: ``sgd`` or ``adamw``.
         lr: peak learning rate.
-        lr_reference_batch: if set, ``lr`` is scaled by devices * batch_size / this.
+        lr_reference_batch: if set, ``lr`` is scaled by devices * batch_size * accumulate / this.
         weight_decay: of the optimiser.
         momentum: of SGD.
         warmup_steps: the rate rises linearly over this many steps.
         schedule: ``steps`` (times ``gamma`` at each milestone) or ``cosine``.
         milestones: in epochs or steps, whichever was given.
         gamma: factor at a milestone.
+        on_fault: what to do when a loss is not finite: ``stop``, or ``skip`` the batch.
+        layer_decay: factor of the learning rate from each block of the trunk to the one before;
+            None: all learn alike.
+        freeze: patterns of parameters that do not learn, such as ``trunk.body.*``.
         clip_norm: largest gradient norm; None: no clipping.
         rank_together: with several processes, rank the samples of all of them and divide losses
             by counts of all, as one process with a larger batch would (``docs/distributed.md``).
@@ -212,11 +217,14 @@ class TrainRecipe(Section):
         keep_checkpoints: how many of the last are kept, beside that of the best evaluation.
         ema: decay of the moving average of the weights, which is then what is evaluated and
             kept; None: no average.
+        loggers: beside ``metrics.csv``.
+        previews: pictures of the validation set that are drawn at each evaluation.
     """
 
     epochs: float | None = Field(default=None, gt=0)
     steps: int | None = Field(default=None, gt=0)
     batch_size: Positive = 2
+    accumulate: Positive = 1
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = Field(gt=0)
     lr_reference_batch: Positive | None = None
@@ -226,6 +234,9 @@ class TrainRecipe(Section):
     schedule: Literal["steps", "cosine"] = "steps"
     milestones: Milestones = (8, 11)
     gamma: float = Field(default=0.1, gt=0)
+    on_fault: Literal["stop", "skip"] = "stop"
+    layer_decay: float | None = Field(default=None, gt=0, le=1)
+    freeze: tuple[str, ...] = ()
     clip_norm: float | None = Field(default=None, gt=0)
     rank_together: bool = False
     precision: Literal["32-true", "16-mixed", "bf16-mixed", "64-true"] = "32-true"
@@ -236,6 +247,8 @@ class TrainRecipe(Section):
     checkpoint_every: Positive | None = None
     keep_checkpoints: Positive = 2
     ema: float | None = Field(default=None, gt=0, lt=1)
+    loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    previews: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

@@ -1,7 +1,8 @@
 """Training with Lightning's Trainer, which only this file and the three it is helped by import.
 
 A run folder holds everything about a run: ``recipe.yaml`` as actually used, ``versions.json``,
-``categories.json``, ``metrics.csv`` (losses, rates and gradient norms by step),
+``categories.json``, ``metrics.csv`` (losses, rates, gradient norms and AP by step),
+``curves.html`` that draws it, ``previews/`` and ``faults/`` (batches whose loss was not finite),
 ``evaluation.json`` and ``predictions.json`` of the end, the model folders ``last/`` and
 ``best/``, and ``checkpoints/`` to resume from.
 """
@@ -12,9 +13,11 @@ import json
 import logging
 import math
 import platform
+import re
 import time
 import warnings
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +27,7 @@ import numpy as np
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 
 from brefine import processes, weights
@@ -35,7 +39,17 @@ from brefine.data.loader import train_loader
 from brefine.data.read import read
 from brefine.evaluate import Report, evaluate
 from brefine.files import replacing
-from brefine.logs import Table
+from brefine.guards import (
+    GradientGuard,
+    LossGuard,
+    explain_memory,
+    explain_zero,
+    find_missing,
+    gradient_norm,
+    is_memory,
+    worst,
+)
+from brefine.logs import Table, connect, draw
 from brefine.methods import create
 from brefine.parts import together
 from brefine.predict import Predictor
@@ -45,6 +59,7 @@ from brefine.structures import Images, InputError, Instances
 
 LOG_EVERY = 10  # steps between two rows of metrics.csv
 DESCRIPTION = ("recipe.yaml", "versions.json", "categories.json")  # of a run, before it starts
+BEGUN = ("metrics.csv", "curves.html", "previews", "faults", "tensorboard", "wandb", "mlflow")
 BEST = "mask/AP"  # what decides which model is kept as best/
 PREPARED = ("split", "finetune.json")  # what ``finetune`` may have put into a run folder before
 
@@ -115,13 +130,23 @@ def train(
     start = "none" if found else recipe.model.weights  # a checkpoint has all
     reused = weights.start(model, start, categories=dataset.categories)
 
-    epoch = len(loader)  # steps
+    epoch = math.ceil(len(loader) / recipe.train.accumulate)  # steps
     steps = recipe.train.steps or math.ceil((recipe.train.epochs or 0) * epoch)
-    learner = Learner(model, recipe.train, steps=steps, epoch=epoch, devices=world)
-    about = describe(recipe, batches=epoch, processes=world)
+    skip = recipe.train.on_fault == "skip"
+    guard = LossGuard(out, dataset, loader.sampler, skip=skip)
+    learner = Learner(model, recipe.train, steps=steps, epoch=epoch, devices=world, guard=guard)
+    about = describe(recipe, batches=len(loader), processes=world)
     if found:
         reused = f"resumed from {found[0]}, step {found[1]['global_step']} of {steps}"
         check(found[1], found[0], about, learner.state_dict())
+    others = connect(recipe.train.loggers, out)
+    if missing := find_missing(dataset) if first else []:
+        names = ", ".join(missing[:10]) + (f" and {len(missing) - 10} more" if missing[10:] else "")
+        console.print(
+            f"no object in {recipe.data.train} is of class {names}: it cannot be learnt",
+            soft_wrap=True,
+            markup=False,
+        )
     if first:
         _describe(out, recipe, dataset, world, learner.lr, steps, reused)
     table = Table(out / "metrics.csv")
@@ -157,8 +182,9 @@ def train(
             max_steps=steps,
             max_epochs=-1,
             use_distributed_sampler=False,  # ours knows the processes
+            accumulate_grad_batches=recipe.train.accumulate,
             gradient_clip_val=recipe.train.clip_norm,
-            logger=table,
+            logger=[table, *others],
             callbacks=[  # each looks at what those before it did
                 *([average] if average else []),
                 Bar(steps),
@@ -177,7 +203,10 @@ def train(
                 trainer.fit(learner, loader, ckpt_path=resumed, weights_only=True)
         except SystemExit:  # what Lightning makes of Ctrl-C, which it also switches off
             raise KeyboardInterrupt from None
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
+            if is_memory(error):
+                *sizes, objects = learner.batch
+                raise InputError(explain_memory(recipe, sizes, objects)) from None
             if world == 1 or not processes.lost_touch(error):
                 raise
             raise pulse.explain() from None
@@ -200,7 +229,7 @@ def _is_free(out: Path, *, begun: bool) -> bool:
     if not out.is_dir():
         return False
     names = {path.name for path in out.iterdir() if not path.name.startswith(".")} - {*PREPARED}
-    return not names or (begun and names <= {*DESCRIPTION, "metrics.csv", CHECKPOINTS})
+    return not names or (begun and names <= {*DESCRIPTION, *BEGUN, CHECKPOINTS})
 
 
 class Learner(L.LightningModule):
@@ -212,53 +241,106 @@ class Learner(L.LightningModule):
         steps: of the whole training.
         epoch: steps of one pass over the data.
         devices: that share a batch.
+        guard: told of losses that are not finite; None: let them be.
+
+    Raises:
+        InputError: a pattern of ``train.freeze`` fits no parameter.
     """
 
     def __init__(
-        self, model: nn.Module, recipe: TrainRecipe, *, steps: int, epoch: int, devices: int
+        self,
+        model: nn.Module,
+        recipe: TrainRecipe,
+        *,
+        steps: int,
+        epoch: int,
+        devices: int,
+        guard: LossGuard | None = None,
     ) -> None:
         super().__init__()
+        self.guard, self.gradients = guard, GradientGuard()
+        self.place, self.batch = (0, 0, 0), (0, 0, 0)  # of the last batch, and its size
         self.model, self.recipe, self.steps = model, recipe, steps
+        self.named: dict[str, Tensor] = {}  # losses of the last batch
         unit = 1 if recipe.steps else epoch
         self.milestones = [milestone * unit for milestone in recipe.milestones]
-        scale = devices * recipe.batch_size / (recipe.lr_reference_batch or 1)
+        freeze(model, recipe.freeze)
+        pictures = devices * recipe.batch_size * recipe.accumulate
+        scale = pictures / (recipe.lr_reference_batch or 1)
         self.lr = recipe.lr * (scale if recipe.lr_reference_batch else 1)
 
-    def training_step(self, batch: tuple[Images, Sequence[Instances]], index: int) -> Tensor:
-        """Sum of the named losses; those that start with ``raw_`` are only logged."""
+    def training_step(self, batch: tuple[Images, Sequence[Instances]], index: int) -> Tensor | None:
+        """Sum of the named losses; those that start with ``raw_`` are only logged.
+
+        None: the batch is skipped.
+        """
         # What is random in a batch follows from its place alone, so that neither what came between
         # (an evaluation, a stop, the number of workers) nor what is resumed makes a difference.
-        place = (self.recipe.seed, self.current_epoch, index, self.global_rank)
-        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
-        with together.switched(self.recipe.rank_together):
-            named: dict[str, Tensor] = self.model.loss(*batch)  # type: ignore[operator]
-        total = torch.stack([v.float() for k, v in named.items() if not k.startswith("raw_")]).sum()
-        if not total.isfinite():
-            faults = ", ".join(f"{name} {value:.3g}" for name, value in named.items())
-            raise InputError(
-                f"step {self.global_step}: the loss is no longer finite ({faults}): "
-                "lower train.lr, lengthen train.warmup_steps or set train.clip_norm"
-            )
+        self.place = (self.current_epoch, index, self.global_rank)
+        seed = np.random.SeedSequence((self.recipe.seed, *self.place))
+        torch.manual_seed(int(seed.generate_state(1)[0]))
+        height, width = batch[0].pixels.shape[-2:]
+        self.batch = height, width, sum(len(target) for target in batch[1])
+        try:
+            with together.switched(self.recipe.rank_together):
+                named: dict[str, Tensor] = self.model.loss(*batch)  # type: ignore[operator]
+            total = torch.stack(
+                [v.float() for k, v in named.items() if not k.startswith("raw_")]
+            ).sum()
+            fault = None if total.isfinite() else f"the loss is not finite ({worst(named)})"
+        except InputError as error:  # Rank & Sort refuses logits that are not finite
+            named, total, fault = {}, torch.zeros(()), str(error)
+        if self.guard is None:
+            return total
+        if fault:
+            self.guard.report(batch, self.place, self.global_step, fault)
+        else:
+            self.guard.passed()
+        skip = fault is not None
+        if self.recipe.on_fault == "skip" and self.trainer.world_size > 1:
+            # all of them skip it, or some would wait for the others
+            skip = self.trainer.strategy.reduce_boolean_decision(skip, all=False)
+        if skip:
+            return None
         self.named = {"loss": total.detach(), **{k: v.detach() for k, v in named.items()}}
         return total
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log losses, rate and every part's gradient norm: a starved or exploding head shows."""
-        if self.global_step % LOG_EVERY or self.logger is None:
+        if not self.named:  # all skipped so far
+            return
+        norm = self.gradients.look(self.model, self.global_step, self.recipe.clip_norm)
+        if not math.isfinite(norm) and self.recipe.precision != "16-mixed":  # its scaler skips it
+            fault = f"step {self.global_step}: gradients are not finite, though the loss is"
+            if self.recipe.on_fault == "stop":
+                raise InputError(f"{fault}: set train.clip_norm, or train.on_fault=skip")
+            console.print(f"{fault}: skipped", markup=False, soft_wrap=True)
+            optimizer.zero_grad()
+        if self.global_step % LOG_EVERY:
             return
         row = {name: float(value) for name, value in self.named.items()}
-        row["lr"] = optimizer.param_groups[0]["lr"]
+        row["lr"] = optimizer.param_groups[-1]["lr"]
         for name, part in self.model.named_children():
-            grads = [p.grad.norm() for p in part.parameters() if p.grad is not None]
-            row[f"grad_{name}"] = float(torch.stack(grads).norm()) if grads else 0.0
-        self.logger.log_metrics(row, self.global_step)
+            row[f"grad_{name}"] = gradient_norm(part) or 0.0
+        for logger in self.loggers:
+            logger.log_metrics(row, self.global_step)
 
     def configure_optimizers(self) -> Any:
-        """SGD or AdamW; biases and norms do not decay."""
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        """SGD or AdamW; biases and norms do not decay; the trunk's blocks may learn slower."""
+        decay = self.recipe.layer_decay
+        depths = depths_of(self.model) if decay else {}
+        last = max(depths.values(), default=0)
+        by_rate: dict[tuple[float, bool], list[nn.Parameter]] = {}
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                rate = (decay or 1.0) ** (last + 1 - depths[name]) if name in depths else 1.0
+                by_rate.setdefault((rate, parameter.ndim > 1), []).append(parameter)
+        for decays in (True, False):  # what does not belong to the trunk is always there
+            by_rate.setdefault((1.0, decays), [])
         groups: list[dict[str, Any]] = [
-            {"params": [p for p in parameters if p.ndim > 1]},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": by_rate[rate, decays], "lr": self.lr * rate}
+            | ({} if decays else {"weight_decay": 0.0})
+            for rate, decays in sorted(by_rate, key=lambda key: (key[0], not key[1]))
         ]
         options: dict[str, Any] = {"lr": self.lr, "weight_decay": self.recipe.weight_decay}
         optimizer: torch.optim.Optimizer
@@ -288,6 +370,36 @@ class Learner(L.LightningModule):
         return images.to(device), [target.to(device) for target in targets]
 
 
+def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Let the parameters whose names fit a pattern learn nothing.
+
+    Raises:
+        InputError: a pattern fits none.
+    """
+    for pattern in patterns:
+        fitting = [p for name, p in model.named_parameters() if fnmatchcase(name, pattern)]
+        if not fitting:
+            known = ", ".join(f"{name}.*" for name, _ in model.named_children())
+            raise InputError(f"train.freeze: {pattern!r} fits no parameter: there are {known}")
+        for parameter in fitting:
+            parameter.requires_grad_(False)
+
+
+def depths_of(model: nn.Module) -> dict[str, int]:
+    """For each parameter of the trunk's body the number of its block, 0 next to the picture.
+
+    A block is everything up to the last number in a name that ends a container's:
+    ``layer1.0``, ``blocks.2.1``.
+    """
+    depths, blocks = {}, dict[str, int]()
+    for name, _ in model.named_parameters():
+        if name.startswith("trunk.body."):
+            found = re.match(r"trunk\.body\.\D*\d+(\.\d+)*", name)
+            block = found[0] if found else "trunk.body"
+            depths[name] = blocks.setdefault(block, len(blocks))
+    return depths
+
+
 class Bar(L.Callback):
     """Progress over all steps: loss, share of the time spent waiting for data, ETA."""
 
@@ -310,11 +422,14 @@ class Bar(L.Callback):
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: Any
     ) -> None:
         """One more step."""
-        loss = float(outputs["loss"])
-        self.loss = loss if self.loss is None else 0.9 * self.loss + 0.1 * loss
+        if outputs:  # else the batch was skipped
+            loss = float(outputs["loss"]) * trainer.accumulate_grad_batches
+            self.loss = loss if self.loss is None else 0.9 * self.loss + 0.1 * loss
         self.ended = time.monotonic()
         share = self.waited / max(1e-9, self.ended - self.began)
-        self.progress.advance(figures=f"loss {self.loss:.3f}  data {share:.0%}")
+        figures = f"loss {self.loss:.3f}  " if self.loss is not None else ""
+        done = trainer.global_step - self.progress.done
+        self.progress.advance(done, figures=f"{figures}data {share:.0%}")
 
     def on_train_end(self, *_: Any) -> None:
         """Close the bar."""
@@ -371,11 +486,12 @@ class Evaluation(L.Callback):
         self.since = 0  # evaluations that were not better
         self.step = 0  # that was evaluated last
         self.writes = True
+        self.loggers: list[Logger] = []
         self.running = self.stopping = False
 
     def on_fit_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Every process evaluates its share of the pictures; the first one says and writes."""
-        self.writes = trainer.is_global_zero
+        self.writes, self.loggers = trainer.is_global_zero, trainer.loggers
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
@@ -441,11 +557,29 @@ class Evaluation(L.Callback):
         figures = (f"{title} {100 * report.values[key]:.1f}" for title, key in named.items())
         if self.writes:
             console.print(f"{when}: {', '.join(figures)}")
+            self.follow(report, predictor)
+            warm = self.step > self.recipe.train.warmup_steps
+            if warm and (cause := explain_zero(report.values, report.records, self.recipe)):
+                console.print(cause, soft_wrap=True, markup=False)
         self.since += 1
         if not report.values[BEST] <= self.best:
             self.best, self.best_step, self.since = report.values[BEST], self.step, 0
             self.save("best", model, report)
         return report
+
+    def follow(self, report: Report, predictor: Predictor) -> None:
+        """Write the figures where they are followed, draw the curves, and a few pictures."""
+        keys = ("mask/AP", "mask/AP50", "boundary/AP", "box/AP")
+        row = {f"val/{k}": v for k in keys if not math.isnan(v := report.values[k])}
+        for logger in self.loggers:
+            logger.log_metrics(row, self.step)
+        draw(self.out / "metrics.csv", self.out / "curves.html")
+        assert self.validation is not None
+        for picture in self.validation.pictures[: self.recipe.train.previews]:
+            name = f"previews/step_{self.step:08}/{picture.file.stem}.png"
+            with replacing(self.out / name) as aside:
+                found = predictor(picture.file, threshold=report.overall)
+                found.draw().save(aside, format="png")
 
     def save(self, name: str, model: nn.Module, report: Report | None) -> None:
         """Write a model folder inside the run folder, with what the report says of its scores."""
