@@ -250,6 +250,15 @@ def test_everything_is_in_its_place_again(recipes: dict[str, Path]) -> None:
     assert torch.is_grad_enabled()
 
 
+def test_layers_are_named_by_the_side_of_maps() -> None:
+    name = speed._by_side("layer")
+    assert name(torch.zeros(5, 8, 14, 14)) == "layer 14"
+    assert name(torch.zeros(5, 28, 28)) == "layer 28"
+    assert name(torch.zeros(7, 7)) == "layer"  # rows of features, not a map
+    assert name(torch.zeros(2, 8, 784)) == "layer"
+    assert name((torch.zeros(1, 1, 7, 7),)) == "layer"
+
+
 def test_forced_boxes_are_inside_and_of_all_sizes() -> None:
     forced = speed.Forced.draw((400, 533), 1000, 300, 80)
     for boxes in (forced.proposals, forced.boxes):
@@ -321,6 +330,7 @@ def test_command_prints_a_line_for_every_part(run: Any, recipes: dict[str, Path]
         (["RECIPE", "--picture", "nothing.png"], "nothing.png"),
         (["RECIPE", "--set", "model.options.stagse=2"], "stagse"),
         (["RECIPE", "--rounds", 0], "--rounds"),
+        (["solo", "--set", "model.options.backbone=lcnet_035"], "only two-stage models"),
         (["FOLDER", "--set", "model.options.stages=2"], "leave out --set"),
     ],
 )

@@ -264,7 +264,12 @@ def _head_places(head: nn.Module) -> list[Place]:
 
 
 def _by_side(name: str) -> Callable[[Any], str]:
-    return lambda result: f"{name} {result.shape[-1]}" if isinstance(result, Tensor) else name
+    def title(result: Any) -> str:
+        square = isinstance(result, Tensor) and result.ndim > 2
+        square = square and result.shape[-1] == result.shape[-2]
+        return f"{name} {result.shape[-1]}" if square else name
+
+    return title
 
 
 def reference(
