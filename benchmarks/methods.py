@@ -61,6 +61,7 @@ MODELS: list[tuple[str, dict[str, Any], int | None]] = [
     ("solo", {}, RESNET50 + FPN + SOLO_CLASSES + SOLO),
     ("solo", {"decoupled": True}, RESNET50 + FPN + SOLO_CLASSES + DECOUPLED),
     ("bmask", {}, None),
+    ("blendmask", {}, None),
     ("yolact", {}, None),
     (
         "yolact",

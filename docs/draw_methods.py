@@ -277,6 +277,37 @@ def bmask() -> None:
     figure.save("method_bmask")
 
 
+def blendmask() -> None:
+    """Bases of the picture, pooled in a box, times attention."""
+    figure = Figure(760, 270)
+    figure.block("pyramid", "P3 ... P7", 10, 113, 75, 44)
+    figure.block("tower", "FCOS towers", 125, 30, 95, 44, BLUE)
+    figure.block("box", "class, box,\ncenterness", 260, 8, 95, 40, GREEN)
+    figure.block("maps", "attention:\n4 x 14 x 14", 260, 62, 95, 40, GREEN)
+    figure.block("net", "P3 + P4 + P5,\nconvs, x 2", 125, 196, 95, 44, BLUE)
+    figure.block("bases", "4 bases,\nstride 4", 260, 196, 95, 44, GREEN)
+    figure.block("nms", "NMS", 395, 13, 60, 30)
+    figure.block("pool", "RoIAlign\n56 x 56", 430, 196, 85, 44)
+    figure.block("soft", "enlarged, softmax\nover the bases", 430, 90, 120, 44)
+    figure.block("sum", "weighted sum:\nmask 56 x 56", 610, 143, 105, 44, ORANGE)
+    figure.arrow("pyramid", "tower")
+    figure.arrow("pyramid", "net")
+    figure.arrow("tower", "box")
+    figure.arrow("tower", "maps")
+    figure.arrow("net", "bases")
+    figure.arrow("box", "nms")
+    figure.arrow("bases", "pool")
+    figure.arrow("maps", "soft")
+    figure.arrow("soft", "sum")
+    figure.arrow("pool", "sum")
+    figure.parts.append(
+        f'<path d="M425,43 C425,120 400,150 428,200" fill="none" stroke="{GREY}" '
+        'stroke-width="1.6" marker-end="url(#tip)"/>'
+    )
+    figure.text("boxes", 392, 150, GREY, 11)
+    figure.save("method_blendmask")
+
+
 if __name__ == "__main__":
-    for draw in (pointrend, mask_scoring, cascade, htc, solo, yolact, bmask):
+    for draw in (pointrend, mask_scoring, cascade, htc, solo, yolact, bmask, blendmask):
         draw()

@@ -39,6 +39,7 @@ ELSEWHERE = {"mask_rcnn", "brefine"}
 ONE_STAGE: dict[str, Any] = {
     "solo": {"width": 16, "groups": 4, "num_convs": 1},
     "yolact": {"width": 16, "prototype_width": 16},
+    "blendmask": {"num_convs": 1, "groups": 4, "base_width": 16},
 }
 
 

@@ -45,6 +45,14 @@ SMALLER = {
         "mask_weight": 1.0,
         "masks": None,
     },
+    "blendmask": {
+        **ONE_STAGE,
+        "num_convs": 1,
+        "groups": 8,
+        "base_width": 16,
+        "masks": None,
+        "ranges": (24, 48, 96, 192),
+    },
 }
 CASES = [
     ("mask_rcnn", {}),
@@ -82,6 +90,9 @@ CASES = [
     ("yolact", {"mask_loss": "bce+dice", "top_from_c5": True}),
     ("bmask", {}),
     ("bmask", {"ranking": True, "mask_loss": "boundary", "edge_convs": 1}),
+    ("blendmask", {}),
+    ("blendmask", {"ranking": True, "mask_loss": "boundary"}),
+    ("blendmask", {"bases": 2, "attention": 7, "output_size": 28, "mask_loss": "dice"}),
 ]
 NAMES = [f"{name}-{'-'.join(map(str, options.values())) or 'default'}" for name, options in CASES]
 

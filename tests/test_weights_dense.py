@@ -20,6 +20,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "solo": {"width": 8, "groups": 2, "num_convs": 1, "grids": (6, 5, 4, 3, 2)},
     "yolact": {"width": 8, "prototypes": 4, "prototype_width": 8, "top_from_c5": True},
 }
+IN_MMDETECTION = [*SMALL, "decoupled"]
+SMALL["blendmask"] = {"num_convs": 1, "groups": 2, "base_width": 8, "attention": 4}
 METHODS = [*SMALL, "decoupled"]
 #: our names to MMDetection's, the other way round than the methods have them
 THEIRS = [
@@ -120,7 +122,7 @@ def check_rows(model: nn.Module, before: dict[str, Tensor], source: nn.Module) -
     assert all(torch.equal(state[key], old[key]) for key in others)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", IN_MMDETECTION)
 def test_a_checkpoint_of_mmdetection_is_read_by_names(name: str, tmp_path: Path) -> None:
     source = build(name, 3)
     state = theirs(source)

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError, validate_call
 
+from brefine.methods.blendmask import blendmask
 from brefine.methods.bmask import bmask
 from brefine.methods.brefine import brefine
 from brefine.methods.cascade import cascade
@@ -29,6 +30,7 @@ METHODS: dict[str, Callable[..., Segmenter]] = {
     "solo": solo,
     "yolact": yolact,
     "bmask": bmask,
+    "blendmask": blendmask,
 }
 
 

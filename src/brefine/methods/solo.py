@@ -23,7 +23,7 @@ from brefine.parts.backbone import Backbone
 from brefine.parts.mask_head import MaskLoss
 from brefine.parts.masks import boxes_around, shrink
 from brefine.parts.one_stage import Detector, focal, rank
-from brefine.structures import Bitmaps, Images, InputError, Instances
+from brefine.structures import Bitmaps, Images, Instances
 
 #: pixels a cell of the features that each level predicts from; masks have twice as many
 STRIDES = (8, 8, 16, 32, 32)
@@ -62,7 +62,7 @@ def solo(
         channels: of the pyramid.
         width: of both branches.
         num_convs: 3x3 convolutions of each branch before its last one.
-        groups: of the branches' GroupNorm.
+        groups: of the branches' GroupNorm; fewer where they do not divide ``width``.
         grids: S of each level.
         ranges: root areas of objects' boxes, in pixels, that a level learns, both ends included.
         centre: share of an object's box, around its centre of mass, whose cells are its own.
@@ -79,10 +79,8 @@ def solo(
         detector: options of the trunk and of ranking.
 
     Raises:
-        InputError: an unknown backbone, or ``width`` cannot be divided into ``groups``.
+        InputError: an unknown backbone.
     """
-    if width % groups:
-        raise InputError(f"width {width} cannot be divided into {groups} groups: set groups")
     trunk = Backbone(
         backbone, channels, norm=detector.norm, frozen_stages=detector.frozen_stages,
         fpn_norm=detector.fpn_norm,
@@ -480,7 +478,7 @@ def _stack(channels: int, width: int, count: int, groups: int) -> nn.ModuleList:
     for i in range(count):
         conv = nn.Conv2d(width if i else channels, width, 3, padding=1, bias=False)
         nn.init.normal_(conv.weight, std=0.01)
-        layers.append(nn.Sequential(conv, nn.GroupNorm(groups, width)))
+        layers.append(nn.Sequential(conv, nn.GroupNorm(math.gcd(groups, width), width)))
     return layers
 
 
