@@ -407,10 +407,10 @@ def tables(results: dict[str, Any]) -> str:
         text += table(head, rows)
         whole = sum(case["parts"].values())
         rows = [
-            [part, f"{seconds:.2f}", f"{seconds / whole:.1%}"]
+            [part, f"{1e3 * seconds:.1f}", f"{seconds / whole:.2%}"]
             for part, seconds in sorted(case["parts"].items(), key=lambda each: -each[1])
         ]
-        text += table(["part of BRefine's step", "CPU s", "share"], rows)
+        text += table(["part of BRefine's step", "CPU ms", "share"], rows)
     return text
 
 
