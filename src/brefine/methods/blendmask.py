@@ -23,7 +23,7 @@ from brefine.parts import roi
 from brefine.parts.backbone import Backbone
 from brefine.parts.mask_head import MaskLoss, conv3x3
 from brefine.parts.masks import shrink
-from brefine.parts.one_stage import Detector, focal, rank
+from brefine.parts.one_stage import Detector, focal, number, rank
 from brefine.parts.two_stage import Truth
 from brefine.structures import Images, Instances
 
@@ -188,7 +188,7 @@ class BlendMask(nn.Module):
                 floor=self.detector.balance_floor,
             )
             return named | {"semantic": semantic}
-        count = max(1, len(rows))
+        count = number(rows)
         central = centerness(places.point[place], goal)
         centre = F.binary_cross_entropy_with_logits(
             said.centre[image, place].float(), central, reduction="sum"

@@ -22,7 +22,7 @@ from brefine.parts import boxes as B
 from brefine.parts.backbone import Backbone
 from brefine.parts.mask_head import MaskLoss
 from brefine.parts.masks import boxes_around, shrink
-from brefine.parts.one_stage import Detector, focal, rank
+from brefine.parts.one_stage import Detector, focal, number, rank
 from brefine.structures import Bitmaps, Images, Instances
 
 #: pixels a cell of the features that each level predicts from; masks have twice as many
@@ -178,7 +178,7 @@ class SOLO(nn.Module):
         if self.ranking:
             named = rank(logit, where, label, torch.cat(quality), delta=delta)
         else:
-            named = {"cls": focal(logit, where, label) / (len(where) + 1)}
+            named = {"cls": focal(logit, where, label) / number(where, more=1)}
         score = logit.detach()[where].float().sigmoid().amax(1)
         weights = score if self.ranking else torch.ones_like(each)
         loss = weighted_mean(each, weights) * (1.0 if self.ranking else self.mask_weight)

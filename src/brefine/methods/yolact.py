@@ -21,7 +21,7 @@ from brefine.parts import boxes as B
 from brefine.parts.backbone import Backbone
 from brefine.parts.mask_head import MaskLoss, conv3x3
 from brefine.parts.masks import shrink
-from brefine.parts.one_stage import Detector, rank
+from brefine.parts.one_stage import Detector, number, rank
 from brefine.structures import Images, Instances
 
 DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
@@ -159,13 +159,13 @@ class YOLACT(nn.Module):
         label = torch.cat([target.labels for target in targets])[offset]
         goal = torch.cat([target.boxes for target in targets])[offset]
         delta = said.deltas[image, place]
-        count = max(1, len(image))
+        count = number(image)
         learnt, which = self.learn_masks(said, drawn, targets, (image, place, chosen), goal)
         semantic = self.semantic.loss(self.semantic(pyramid), targets)
         if not self.ranking:
             encoded = B.encode(goal, anchors[place], DELTA_WEIGHTS)
             box = self.box_weight * B.l1(delta, encoded, 1.0) / count
-            mask = self.mask_weight * learnt.sum() / max(1, len(learnt))
+            mask = self.mask_weight * learnt.sum() / number(learnt)
             named = {"cls": mine(said.logits, index, image, place, label) / count}
             return named | {"box": box, "mask": mask, "semantic": semantic}
         decoded = B.decode(delta, anchors[place], DELTA_WEIGHTS)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
 from brefine import losses
+from brefine.parts import together
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,12 @@ class Detector:
     delta: float = 0.5
     balance_floor: float = 0.0
     detections: int = 100
+
+
+def number(rows: Tensor, *, more: int = 0) -> Tensor:
+    """N of ``rows [N]`` and ``more``, at least 1, to divide by; see ``parts.together``."""
+    count = torch.tensor(float(len(rows) + more), device=rows.device)
+    return together.mean(count).clamp(min=1)
 
 
 def focal(logits: Tensor, place: Tensor, labels: Tensor) -> Tensor:
