@@ -18,19 +18,23 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
+from timm.layers.conv2d_same import Conv2dSame
+from torch import nn
 
 import brefine
 from brefine import exported, weights
 from brefine.cli import main
 from brefine.data.toy import CATEGORIES
-from brefine.export import Graph, Parity, check, export, suppress
+from brefine.export import Graph, Parity, _alike, check, export, simplify, suppress
 from brefine.exported import Session
 from brefine.formats import FORMATS
 from brefine.jobs import PLACES
 from brefine.methods import create
 from brefine.metrics.calibration import Calibration
+from brefine.parts.two_stage import Detector
 from brefine.predict import Predictor
 from brefine.recipe import Recipe
+from brefine.runs import of_window
 from brefine.structures import Images, InputError
 from brefine.views import combine
 
@@ -348,6 +352,50 @@ def test_a_file_that_fails_is_not_kept(
         with pytest.raises(InputError, match=r"not written: it does not find what .* finds"):
             export(folder, out, format)
         assert list(out.parent.iterdir()) == []
+
+
+@torch.no_grad()
+def test_what_is_exported_of_a_trunk_has_its_features() -> None:
+    torch.manual_seed(0)
+    detector = {"fpn_norm": "group", "box_hidden": 32, "norm": "batch", "frozen_stages": 0}
+    model: Any = create(
+        "mask_rcnn",
+        2,
+        backbone="tf_efficientnet_lite0",
+        channels=16,
+        detector=Detector(**detector),  # type: ignore[arg-type]
+    )
+    for module in model.trunk.modules():
+        if isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
+            nn.init.uniform_(module.weight, 0.5, 2)
+            nn.init.uniform_(module.bias, -1, 1)
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -1, 1)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    model.eval()
+    plain = simplify(model)
+    kinds = {type(module) for module in plain.modules()}
+    assert not kinds & {Conv2dSame, nn.BatchNorm2d, nn.GroupNorm}
+    assert {Conv2dSame, nn.GroupNorm} < {type(module) for module in model.modules()}
+    assert all(parameter.requires_grad for parameter in model.mask_head.parameters())
+    for size in ((32, 32), (64, 160), (96, 32)):
+        pixels = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8)
+        images = Images(pixels, torch.tensor([size, (20, 30)]))
+        for one, other in zip(model.features(images), plain.features(images), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * float(one.abs().max()))
+
+
+def test_masks_may_differ_in_one_pixel_or_a_thousandth() -> None:
+    mask = np.zeros((40, 60), bool)
+    mask[3:33, 5:55] = True  # 1500 pixels
+    for count, good in ((0, True), (1, True), (2, False), (3, False)):
+        other = mask.copy()
+        other[3, 5 : 5 + count] = False
+        alike = _alike(*(of_window(each, (0, 0), each.shape) for each in (mask, other)))
+        assert alike == (1.0 if count < 2 else pytest.approx(1 - count / 1500))
+        assert (alike > 0.999) == good
+        empty = of_window(np.zeros_like(mask), (0, 0), mask.shape)
+        assert _alike(empty, of_window(mask ^ other, (0, 0), mask.shape)) == float(good)
 
 
 def test_suppress_is_class_by_class() -> None:
