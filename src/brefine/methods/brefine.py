@@ -20,7 +20,7 @@ from brefine.losses import MASK_LOSSES, boundary_bce
 from brefine.parts import roi
 from brefine.parts.backbone import Backbone
 from brefine.parts.boxes import CONVENTIONS, Convention
-from brefine.parts.mask_head import ClassLogits, MaskLoss, conv1x1, conv3x3
+from brefine.parts.mask_head import ClassLogits, MaskLoss, again, conv1x1, conv3x3
 from brefine.parts.two_stage import Detector, Truth, TwoStage
 from brefine.structures import InputError, Instances
 
@@ -40,6 +40,7 @@ def brefine(
     widths: tuple[int, ...] | None = None,
     detail: int = 0,
     early_exit: float = 0.0,
+    mask_checkpoint: bool = False,
     mask_loss: MaskLoss = "boundary",
     boundary_weight: float = 1.0,
     boundary_ratio: float = 0.02,
@@ -65,6 +66,7 @@ def brefine(
             each pools P2 and convolves what it pooled, as in Figure 4.
         early_exit: a RoI ends at the stage where the longer side of its box has at most this many
             pixels a cell; 0: all go through all stages.
+        mask_checkpoint: the mask head keeps little for its gradient and works it out again.
         mask_loss: a name of ``losses.MASK_LOSSES``; "boundary" is eq. 2.
         boundary_weight: lambda of eq. 2.
         boundary_ratio: width of the boundary region, as a share of the label's diagonal (eq. 1).
@@ -91,6 +93,7 @@ def brefine(
         widths=widths,
         detail=detail,
         early_exit=early_exit,
+        checkpoint=mask_checkpoint,
         loss=loss,
         convention=CONVENTIONS[detector.convention],
         finest=detector.finest,
@@ -124,6 +127,7 @@ class FusionMaskHead(nn.Module):
         widths: Sequence[int] | None = None,
         detail: int = 0,
         early_exit: float = 0.0,
+        checkpoint: bool = False,
         loss: Callable[[Tensor, Tensor], Tensor] = MASK_LOSSES["boundary"],
         convention: Convention = CONVENTIONS["detectron"],
         finest: float = 56.0,
@@ -142,7 +146,7 @@ class FusionMaskHead(nn.Module):
         self.output_size = self.sides[-1]
         self.num_levels = 4 if levels == "all" else 1
         self.criterion, self.convention, self.finest = loss, convention, finest
-        self.shared, self.early_exit = bool(detail), early_exit
+        self.shared, self.early_exit, self.checkpoint = bool(detail), early_exit, checkpoint
         self.main = nn.ModuleList(ConvReLU(channels, norm=norm) for _ in range(num_convs))
         before = [channels, *widths]
         self.narrow = nn.ModuleList(
@@ -198,8 +202,7 @@ class FusionMaskHead(nn.Module):
         n = self.num_levels
         shared = features[len(strides) if self.shared else 0]  # what Detail added, or P2
         x = roi.pool(features[:n], rois, 14, strides[:n], self.convention, finest=self.finest)
-        for conv in self.main:
-            x = conv(x)
+        x = again(partial(_in_turn, self.main), x, on=self.checkpoint)
         last = len(self.sides) - 1
         here, ends = torch.arange(rois.shape[0], device=rois.device), self._ends(rois)
         done = []
@@ -210,7 +213,7 @@ class FusionMaskHead(nn.Module):
                 x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
             side = self.sides[stage]
             detail = roi.pool([shared], rois[here], side, strides[:1], self.convention)
-            x = context(x + auxiliary(detail))
+            x = again(partial(_fuse, auxiliary, context), x, detail, on=self.checkpoint)
             if stage == last:
                 done.append((here, self.logits(x, labels[here])))
             elif self.early_exit:
@@ -246,6 +249,18 @@ class FusionMaskHead(nn.Module):
             for side, (here, logits) in zip(sides, parts, strict=True)
         ]
         return {"mask": torch.cat(losses)[torch.cat([here for here, _ in parts]).argsort()]}
+
+
+def _in_turn(layers: nn.ModuleList, x: Tensor) -> Tensor:
+    for layer in layers:
+        x = layer(x)
+    return x
+
+
+def _fuse(auxiliary: nn.Module, context: nn.Module, x: Tensor, detail: Tensor) -> Tensor:
+    """A stage: what came before and the auxiliary line, added, in context."""
+    fused: Tensor = context(x + auxiliary(detail))
+    return fused
 
 
 class Detail(nn.Module):

@@ -12,7 +12,7 @@ from brefine.losses import MASK_LOSSES
 from brefine.parts import roi
 from brefine.parts.backbone import Backbone
 from brefine.parts.boxes import CONVENTIONS, Convention
-from brefine.parts.mask_head import ClassLogits, MaskLoss, conv3x3
+from brefine.parts.mask_head import ClassLogits, MaskLoss, again, conv3x3
 from brefine.parts.two_stage import Detector, Truth, TwoStage
 from brefine.structures import InputError
 
@@ -27,6 +27,7 @@ def mask_rcnn(
     output_size: int = 28,
     levels: Literal["all", "p2"] = "all",
     mask_loss: MaskLoss = "bce",
+    mask_checkpoint: bool = False,
     ranking: bool = False,
     detector: Detector = Detector(),
 ) -> TwoStage:
@@ -41,6 +42,7 @@ def mask_rcnn(
         output_size: cells a side of the mask: input_size times 1, 2, 4 ... (Figure 2).
         levels: pyramid levels that the mask head pools from (Figure 1).
         mask_loss: a name of ``losses.MASK_LOSSES``.
+        mask_checkpoint: the mask head keeps little for its gradient and works it out again.
         ranking: Rank & Sort with the three-task balance (eq. 3-6).
         detector: options of trunk, RPN and box head.
 
@@ -54,6 +56,7 @@ def mask_rcnn(
         input_size=input_size,
         output_size=output_size,
         levels=levels,
+        checkpoint=mask_checkpoint,
         loss=MASK_LOSSES[mask_loss],
         convention=CONVENTIONS[detector.convention],
         finest=detector.finest,
@@ -80,6 +83,7 @@ class FCNMaskHead(nn.Module):
         input_size: int = 14,
         output_size: int = 28,
         levels: Literal["all", "p2"] = "all",
+        checkpoint: bool = False,
         loss: Callable[[Tensor, Tensor], Tensor] = MASK_LOSSES["bce"],
         convention: Convention = CONVENTIONS["detectron"],
         finest: float = 56.0,
@@ -94,7 +98,7 @@ class FCNMaskHead(nn.Module):
         self.input_size, self.output_size = input_size, output_size
         strides = Backbone.strides[: 4 if levels == "all" else 1]
         self.pool = pool or roi.Pooling(strides, convention, finest)
-        self.criterion = loss
+        self.criterion, self.checkpoint = loss, checkpoint
         self.convs = nn.ModuleList(conv3x3(channels) for _ in range(num_convs))
         upsample = [nn.ConvTranspose2d(channels, channels, 2, stride=2) for _ in range(doublings)]
         for layer in upsample:
@@ -107,8 +111,8 @@ class FCNMaskHead(nn.Module):
 
     def forward(self, features: Sequence[Tensor], rois: Tensor, labels: Tensor) -> Tensor:
         """Logits ``[R, output_size, output_size]`` of the class ``labels [R]``."""
-        x = self.convolve(self.pool(features, rois, self.input_size))
-        return self.finish(x, labels)
+        x = again(self.convolve, self.pool(features, rois, self.input_size), on=self.checkpoint)
+        return again(self.finish, x, labels, on=self.checkpoint)
 
     def convolve(self, x: Tensor) -> Tensor:
         """The 3x3 convolutions, ``[R, C, input_size, input_size]`` in and out."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 #: names of ``losses.MASK_LOSSES``
 MaskLoss = Literal["bce", "dice", "focal", "bce+dice", "boundary"]
@@ -31,6 +33,17 @@ class ClassLogits(nn.Conv2d):
         weight, bias = self.weight[labels, :, 0, 0], self.bias[labels]
         mixed = torch.bmm(weight[:, None].to(x.dtype), x.flatten(2))
         return mixed.reshape(x.shape[0], *x.shape[2:]) + bias[:, None, None]
+
+
+def again(block: Callable[..., Tensor], *inputs: Tensor, on: bool) -> Tensor:
+    """What a block gives; ``on``: its inner results are worked out again for the gradient.
+
+    They are then not kept until it is taken: less memory for more time, the same gradients.
+    """
+    if not (on and torch.is_grad_enabled()) or torch.compiler.is_exporting():
+        return block(*inputs)
+    output: Tensor = checkpoint(block, *inputs, use_reentrant=False)
+    return output
 
 
 def conv3x3(channels: int, out: int | None = None, dilation: int = 1) -> nn.Conv2d:

@@ -1,0 +1,53 @@
+"""A mask head that works its inner results out again: the same gradients, less kept."""
+
+import pytest
+import torch
+
+from brefine.methods import create
+from test_train import MODEL
+from test_train_together import batch
+
+
+def learn(method, checkpoint):
+    """Losses, gradients, and the bytes that the mask head keeps for its gradient."""
+    torch.manual_seed(3)
+    detector = {**MODEL["detector"], "proposals": (60, 60), "mask_rois": None}
+    options = {**MODEL, "detector": detector, "mask_checkpoint": checkpoint}
+    model = create(method, 3, **options)
+    torch.manual_seed(4)
+    kept, seen = [0], set()
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if inside[0] and storage.data_ptr() not in seen:
+            seen.add(storage.data_ptr())
+            kept[0] += storage.nbytes()
+        return tensor
+
+    inside, loss = [False], model.mask_head.loss
+
+    def watched(*args):
+        inside[0] = True
+        try:
+            return loss(*args)
+        finally:
+            inside[0] = False
+
+    model.mask_head.loss = watched
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        named = model.loss(*batch([1, 2]))
+    total = torch.stack([v for k, v in named.items() if not k.startswith("raw_")]).sum()
+    total.backward()
+    return named, {name: p.grad for name, p in model.named_parameters()}, kept[0]
+
+
+@pytest.mark.parametrize("method", ["mask_rcnn", "brefine"])
+def test_gradients_stay_and_memory_goes(method):
+    named, grads, kept = learn(method, False)
+    same, again, less = learn(method, True)
+    assert all(torch.equal(named[name], same[name]) for name in named)
+    for name, grad in grads.items():
+        if grad is not None:
+            assert torch.allclose(grad, again[name], rtol=1e-5, atol=1e-7), name
+    assert grads["mask_head.logits.weight"].abs().max() > 0
+    assert less < 0.6 * kept
