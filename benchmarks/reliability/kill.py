@@ -46,7 +46,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tell", action="store_true", help="only say what was stored")
     options = parser.parse_args()
+    if options.tell:
+        tell()
+        return
     chance = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -77,20 +81,31 @@ def main() -> None:
         "shared memory left": sum(int(str(each["shared"])) for each in kills),
     }
     (HERE / "kill.json").write_text(json.dumps(result, indent=1) + "\n")
+    tell()
+    raise SystemExit(same != runs)
+
+
+def tell() -> None:
+    """Say in words what was stored, here and on the page."""
+    result = json.loads((HERE / "kill.json").read_text())
     text = (
-        f"{result['kills']} kills in {runs} runs, {result['while writing']} of them while a "
-        f"checkpoint was being written: {same} of {runs} runs ended with the same bits as the run "
-        f"that nobody touched; {result['processes left']} processes and "
-        f"{result['shared memory left']} pieces of shared memory stayed behind."
+        f"{result['kills']} kills in {result['runs']} runs, {result['while writing']} of them "
+        f"while a checkpoint was being written: {result['runs with the same bits']} of "
+        f"{result['runs']} runs ended with the same bits as the run that nobody touched; "
+        f"{result['processes left']} processes and {result['shared memory left']} pieces of "
+        "shared memory stayed behind."
     )
     print(text)
-    if PAGE.is_file():
-        start_mark, end_mark = (re.escape(marker) for marker in MARKERS)
-        inside = f"{MARKERS[0]}\n{text}\n{MARKERS[1]}"
-        page = PAGE.read_text(encoding="utf-8")
-        page = re.sub(f"{start_mark}.*{end_mark}", lambda _: inside, page, flags=re.DOTALL)
-        PAGE.write_text(page, encoding="utf-8")
-    raise SystemExit(same != runs)
+    fill(PAGE, MARKERS, text)
+
+
+def fill(page: Path, markers: tuple[str, str], text: str) -> None:
+    """Put a text between two markers of a page."""
+    begin, end = (re.escape(marker) for marker in markers)
+    inside = f"{markers[0]}\n{text}\n{markers[1]}"
+    whole = page.read_text(encoding="utf-8")
+    whole = re.sub(f"{begin}.*{end}", lambda _: inside, whole, flags=re.DOTALL)
+    page.write_text(whole, encoding="utf-8")
 
 
 def start(folder: Path, name: str) -> subprocess.Popen[bytes]:
@@ -134,7 +149,7 @@ def kill(
     time.sleep(7)  # workers look after their parent every five seconds
     left = [p for p in Path("/proc").glob("[0-9]*/cmdline") if f"{folder}/{name}" in text_of(p)]
     steps = sorted((folder / name).glob("checkpoints/step_*"))
-    halves = list((folder / name).glob("checkpoints/.step_*"))
+    halves = list((folder / name).glob(f"checkpoints/.step_*.{process.pid}"))
     kills.append(
         {
             "writing": bool(halves),

@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from kill import RECIPE, weights
+from kill import RECIPE, fill, weights
 
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs/distributed.md"
@@ -31,6 +30,8 @@ LIMIT = 60  #: seconds in which a cut must be noticed
 
 
 def main() -> None:
+    if "--tell" in sys.argv:  # only say what was stored
+        return tell()
     if os.geteuid():
         raise SystemExit("network namespaces need root")
     with tempfile.TemporaryDirectory() as name:
@@ -70,21 +71,24 @@ def main() -> None:
         "same bits": same,
     }
     (HERE / "two_hosts.json").write_text(json.dumps(result, indent=1) + "\n")
+    tell()
+    raise SystemExit(not (same and max(seconds) <= LIMIT and codes == [75, 75]))
+
+
+def tell() -> None:
+    """Say in words what was stored, here and on the page."""
+    result = json.loads((HERE / "two_hosts.json").read_text())
+    seconds = result["seconds until the end"]
+    same = "the same bits as" if result["same bits"] else "OTHER BITS than"
     text = (
-        f"The link was cut after step {step}. The processes ended by themselves "
-        f"{min(seconds)} and {max(seconds)} seconds later with code {codes[0]}, the last checkpoint "
-        f"being that of step {left}. Resumed with the link back, the run ended with "
-        f"{'the same bits as' if same else 'OTHER BITS than'} one that was not cut. The two said:\n"
-        "\n```\n" + "\n".join(said) + "\n```"
+        f"The link was cut after step {result['cut after step']}. The processes ended by "
+        f"themselves {min(seconds)} and {max(seconds)} seconds later with code "
+        f"{result['exit codes'][0]}, the last checkpoint being that of step "
+        f"{result['last checkpoint']}. Resumed with the link back, the run ended with {same} one "
+        "that was not cut. The two said:\n\n```\n" + "\n".join(result["said"]) + "\n```"
     )
     print(text)
-    if PAGE.is_file():
-        begin, end = (re.escape(marker) for marker in MARKERS)
-        inside = f"{MARKERS[0]}\n{text}\n{MARKERS[1]}"
-        page = PAGE.read_text(encoding="utf-8")
-        page = re.sub(f"{begin}.*{end}", lambda _: inside, page, flags=re.DOTALL)
-        PAGE.write_text(page, encoding="utf-8")
-    raise SystemExit(not (same and max(seconds) <= LIMIT and codes == [75, 75]))
+    fill(PAGE, MARKERS, text)
 
 
 def ip(*words: str) -> None:

@@ -178,7 +178,7 @@ def explain_zero(values: dict[str, float], records: Sequence[Any], recipe: Recip
         cause = (
             f"there are {len(records)} detections, none of them in place: training and validation "
             "labels may differ (brefine data check --against), their classes be in another order, "
-            f"or train.lr {train.lr:g} be too high"
+            f"or train.lr {train.lr:g} be too high; or it is early yet"
         )
     return f"mask AP50 is 0 after the warm-up: {cause}"
 
