@@ -177,6 +177,24 @@ def train(
 
 
 @app.command()
+def find_rate(
+    recipe: Annotated[Path, typer.Argument(help="A recipe (YAML).")],
+    settings: Settings = None,
+    steps: Annotated[int, typer.Option(min=20, help="From the lowest to the highest.")] = 100,
+    low: Annotated[float, typer.Option(help="The first rate.")] = 1e-6,
+    high: Annotated[float, typer.Option(help="The last, if the loss does not diverge.")] = 1.0,
+) -> None:
+    """Try rising learning rates, and print the one at which the loss falls fastest."""
+    from brefine.rates import find_rate
+    from brefine.recipe import Recipe
+
+    chosen = Recipe.load(recipe).with_settings(settings or [])
+    found = find_rate(chosen, low=low, high=high, steps=steps)
+    print("the loss fell fastest at this rate: a train.lr to begin with", file=sys.stderr)
+    print(f"{found.suggestion:.2g}")
+
+
+@app.command()
 def evaluate(
     models: Annotated[
         list[Path],
