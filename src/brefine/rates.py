@@ -96,7 +96,7 @@ def find_rate(recipe: Recipe, *, low: float = 1e-6, high: float = 1.0, steps: in
             rates.append(rate)
             losses.append(mean)
             optimizer.zero_grad()
-            total.backward()
+            total.backward()  # type: ignore[no-untyped-call]
             if recipe.train.clip_norm:
                 nn.utils.clip_grad_norm_(model.parameters(), recipe.train.clip_norm)
             optimizer.step()
