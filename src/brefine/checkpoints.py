@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import shutil
 import signal
 import threading
 import zipfile
@@ -264,8 +265,9 @@ class Checkpoints(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Remove what killed processes left half written."""
         if trainer.is_global_zero:
-            for left in self.folder.glob(".step_*"):
-                left.unlink(missing_ok=True)
+            for left in [*self.folder.glob(".*"), *self.folder.parent.glob(".*")]:
+                if re.fullmatch(r"\..+\.\d+(\.old)?", left.name):  # see `files.replacing`
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
 
     def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Listen to signals, in place of Lightning, which would stop in the middle of things."""
