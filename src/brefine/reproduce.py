@@ -94,6 +94,8 @@ TABLES = {
             Row("PointRend, R50", "pointrend_r50_1x", (36.2, 19.9, 39.2, 48.7, 38.4)),
             Row("YOLACT, R50", "yolact_r50", (28.9, 11.3, 32.5, 43.4, 31.2)),
             Row("SOLO, R50", "solo_r50_1x", (33.1, 12.2, 36.1, 50.8)),
+            Row("BMask, R50", "bmask_r50_1x", (36.1, 19.1, 40.8, 50.9)),
+            Row("BlendMask, R50", "blendmask_r50_1x", (34.5, 18.2, 36.4, 47.0)),
             Row("BRefine, R50", "brefine_r50_1x", _FULL),
             Row("Mask R-CNN, R101", "mask_rcnn_r101_1x", (36.2, 19.1, 40.0, 49.5, 40.1)),
             Row("Mask Scoring, R101", "mask_scoring_r101_1x", (37.7, 19.8, 41.4, 52.3, 40.4)),
@@ -102,7 +104,7 @@ TABLES = {
             Row("YOLACT, R101", "yolact_r101", (30.4, 12.0, 33.9, 46.2, 33.1)),
             Row("BRefine, R101", "brefine_r101_1x", (39.1, 21.6, 43.1, 54.6, 42.2)),
         ],
-        [*((7, other) for other in range(7)), *((13, other) for other in range(8, 13))],
+        [*((9, other) for other in range(9)), *((15, other) for other in range(10, 15))],
     ),
     "table3": Table(
         "Table 3: stages of the mask head",
