@@ -154,7 +154,7 @@ def test_the_tables_are_the_papers():
         for one, other in table.pairs:
             assert one != other
             assert max(one, other) < len(table.rows)
-    for name, pairs in (("table1", 4), ("table2", 12), ("table8", 1)):
+    for name, pairs in (("table1", 4), ("table2", 14), ("table8", 1)):
         first = {TABLES[name].rows[one].title.split(",")[0] for one, _ in TABLES[name].pairs}
         assert (first, len(TABLES[name].pairs)) == ({"BRefine"}, pairs)
     rows = TABLES["table1"].rows
