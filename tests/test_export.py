@@ -24,7 +24,9 @@ from torch import nn
 import brefine
 from brefine import exported, weights
 from brefine.cli import main
+from brefine.data.coco import CocoSet
 from brefine.data.toy import CATEGORIES
+from brefine.evaluate import evaluate_paths
 from brefine.export import Graph, Parity, _alike, check, export, simplify, suppress
 from brefine.exported import Session
 from brefine.formats import FORMATS
@@ -208,6 +210,19 @@ def test_is_a_model_like_any_other(pair: tuple[Path, Path]) -> None:
     margin = Predictor(opened.model, opened.categories, margin=0.1, device="cpu")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="exported model cannot be asked for a margin"):
         margin(noise(90, 90))
+
+
+def test_is_evaluated_like_any_other(exports: Callable[[str], Made], toy_set: Path) -> None:
+    folder, file, _ = exports("brefine")
+    dataset = CocoSet(toy_set / "val.json")
+    reports = evaluate_paths([folder, file], dataset, given_boxes=False, limit=2)
+    one, other = (each.values for each in reports.values())
+    assert one.keys() == other.keys()
+    assert one["mask/AR100"] > 0
+    for key, value in one.items():
+        assert other[key] == pytest.approx(value, abs=1e-3, nan_ok=True), key
+    with pytest.raises(InputError, match="evaluate without --boxes detected"):
+        evaluate_paths([file], dataset, limit=2)
 
 
 WITHOUT_TORCH = """

@@ -332,10 +332,11 @@ def _store(folder: Path, predictor: Predictor, dataset: CocoSet, report: Report)
 
 
 def open_path(path: Path) -> Predictor | list[dict[str, Any]]:
-    """A model folder, or the COCO results in a file."""
+    """A model folder or an exported file, or the COCO results in a file."""
+    from brefine.exported import is_exported
     from brefine.predict import Predictor
 
-    if path.suffix.lower() != ".json" and not path.is_file():
+    if is_exported(path) or (path.suffix.lower() != ".json" and not path.is_file()):
         return Predictor.load(path)
     try:
         records = json.loads(path.read_bytes())

@@ -345,32 +345,31 @@ class PlainGroupNorm(nn.Module):
     """Group norm that keeps the shape of its input, and so the order in which it is stored.
 
     Runtimes take the usual one apart by reshaping the whole map, which costs a copy each way and
-    makes what follows read channels that are far apart.
+    makes what follows read channels that are far apart. Weight and bias are a convolution here,
+    for the same reason: OpenVINO makes one operation of products and sums that follow each other,
+    and stores its result as most of the inputs are, which are numbers for each channel.
 
     Args:
         norm: what it stands for.
     """
 
-    weight: Tensor
-    bias: Tensor
-
     def __init__(self, norm: nn.GroupNorm) -> None:
         super().__init__()
-        self.groups, self.eps = norm.num_groups, norm.eps
-        self.register_buffer("weight", norm.weight.detach())
-        self.register_buffer("bias", norm.bias.detach())
+        self.groups, self.eps, count = norm.num_groups, norm.eps, norm.num_channels
+        self.affine = nn.Conv2d(count, count, 1, groups=count, device="meta")
+        self.affine.weight = nn.Parameter(norm.weight.detach()[:, None, None, None], False)
+        self.affine.bias = nn.Parameter(norm.bias.detach(), False)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, h, w]`` in and out."""
         x = x - self._mean(x)
-        scale = self.weight[:, None, None] * torch.rsqrt(self._mean(x * x) + self.eps)
-        return x * scale + self.bias[:, None, None]
+        normed: Tensor = self.affine(x * torch.rsqrt(self._mean(x * x) + self.eps))
+        return normed
 
     def _mean(self, x: Tensor) -> Tensor:
         """``[B, C, 1, 1]``, of each channel's group."""
         each = x.mean((2, 3)).reshape(x.shape[0], self.groups, -1)
-        mean: Tensor = each.mean(2, keepdim=True).expand_as(each).flatten(1)[:, :, None, None]
-        return mean
+        return each.mean(2, keepdim=True).expand_as(each).flatten(1)[:, :, None, None]
 
 
 def _pad_plainly(conv: Any) -> nn.Module:
