@@ -310,7 +310,7 @@ def test_training_ends_when_nothing_gets_better(
     def fake(*_: Any, **__: Any) -> Report:
         ap = next(scores)
         steps.append(ap)
-        values = {f"{kind}/AP": ap for kind in ("mask", "box", "boundary")}
+        values = dict.fromkeys(("mask/AP", "mask/AP50", "box/AP", "boundary/AP"), ap)
         return Report(values, {}, [], [0.5] * len(CATEGORIES))
 
     monkeypatch.setattr(training, "evaluate", fake)

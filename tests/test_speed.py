@@ -141,6 +141,7 @@ def test_peak_sees_what_is_freed_again() -> None:
     if not rise:
         pytest.skip("this system tells no peak")
     assert 95e6 < rise[0] < 130e6
+    peak()  # the system may take a moment to take freed memory back
     assert peak()[0] < 50e6
 
 
@@ -316,7 +317,7 @@ def test_command_prints_a_line_for_every_part(run: Any, recipes: dict[str, Path]
     assert code == 0, err
     for part in names(COMMON) | names(MASKS["brefine"]) | names(MASKS["mask_rcnn"]) | {"all"}:
         assert part in out
-    assert "1 threads" in out
+    assert "1 threads" in " ".join(out.split())  # wherever the line is broken
     assert "ratio" not in err
 
 
