@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,6 +31,7 @@ from brefine.evaluate import evaluate_paths
 from brefine.export import Graph, Parity, _alike, check, export, simplify, suppress
 from brefine.exported import Session
 from brefine.formats import FORMATS
+from brefine.int8 import export_int8
 from brefine.jobs import PLACES
 from brefine.methods import create
 from brefine.metrics.calibration import Calibration
@@ -118,10 +120,10 @@ def exports(
     return make
 
 
-@pytest.fixture(params=SMALL)
-def onnx_file(request: pytest.FixtureRequest, exports: Callable[[str], Made]) -> Made:
-    """One of them."""
-    return exports(request.param)
+@pytest.fixture
+def onnx_file(exports: Callable[[str], Made]) -> Made:
+    """One of them; ``test_export_methods`` exports every method."""
+    return exports("brefine")
 
 
 @pytest.fixture(params=[".onnx", ".xml"])
@@ -413,6 +415,50 @@ def test_masks_may_differ_in_one_pixel_or_a_thousandth() -> None:
         assert _alike(empty, of_window(mask ^ other, (0, 0), mask.shape)) == float(good)
 
 
+def test_int8_says_what_it_costs(
+    exports: Callable[[str], Made], toy_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, file, parity = exports("brefine")
+
+    def make(_: Path, out: Path, format: str) -> Parity:
+        assert format == "openvino"
+        for suffix in (".xml", ".bin"):
+            shutil.copy(file.with_suffix(suffix), out.with_suffix(suffix))
+        return parity
+
+    monkeypatch.setattr("brefine.int8.export", make)
+    out, dataset = tmp_path / "out" / "small.xml", CocoSet(toy_set / "val.json")
+    said, cost = export_int8(folder, out, [toy_set / "images"], dataset, limit=2)
+    assert said is parity
+    assert sorted(path.name for path in out.parent.iterdir()) == ["small.bin", "small.xml"]
+    session, plain = Session(out, threads=1), Session(file.with_suffix(".xml"), threads=1)
+    assert json.loads(session.metadata["int8"]) == asdict(cost)
+    assert {**session.metadata, "int8": ""} == {**plain.metadata, "int8": ""}
+    assert (cost.calibrated, cost.tested) == (7, 2)
+    assert cost.time > 0
+    nodes = openvino.Core().read_model(out).get_ops()
+    assert "i8" in {
+        output.element_type.get_type_name() for node in nodes for output in node.outputs()
+    }
+    reports = evaluate_paths([out, plain.path], dataset, given_boxes=False, limit=2)
+    for report, figures in zip(reports.values(), (cost.after, cost.before), strict=True):
+        for key, value in figures.items():
+            assert value == pytest.approx(report.values[key], nan_ok=True)
+    assert exported.load(out, threads=1)(noise(96, 128), threshold=0.0)
+    assert "on 2 pictures" in str(cost)
+
+    monkeypatch.setattr("brefine.exported.Session.__call__", lambda *_: (np.zeros((0, 4)),))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match="the model finds nothing in the pictures to calibrate"):
+        export_int8(folder, tmp_path / "x.xml", [toy_set / "images"], dataset)
+    with pytest.raises(InputError, match=r"--out NAME\.xml"):
+        export_int8(folder, tmp_path / "x.onnx", [toy_set / "images"], dataset)
+    monkeypatch.setattr("brefine.int8.find_spec", lambda _: None)
+    with pytest.raises(InputError, match=r"pip install 'brefine\[int8\]'"):
+        export_int8(folder, tmp_path / "x.xml", [toy_set / "images"], dataset)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_suppress_is_class_by_class() -> None:
     boxes = torch.tensor([[[0.0, 0, 10, 10], [1, 0, 11, 10], [20, 0, 30, 10], [0, 0, 10, 9]]])
     scores = torch.tensor([[[0.5, 0.9, 0.3, 0.0], [0.8, 0.1, 0.0, 0.4]]])
@@ -462,6 +508,8 @@ def test_bad_input_is_one_line(
     (tmp_path / "folder.onnx").mkdir()
     fails("cannot write", "export", folder, "--out", tmp_path / "file" / "x.onnx")
     fails("a folder is in the way", "export", folder, "--out", tmp_path / "folder.onnx")
+    fails("give --format openvino", "export", folder, "--int8", tmp_path)
+    fails("go with --int8", "export", folder, "--limit", 3)
     Image.fromarray(noise(20, 20)).save(tmp_path / "x.png")
     predict = ("predict", tmp_path / "x.png", "--out", tmp_path / "out")
     content = file.read_bytes()

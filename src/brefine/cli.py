@@ -445,13 +445,38 @@ def export(
     out: Annotated[
         Path | None, typer.Option(help="File to write.  [default: MODEL.onnx or MODEL.xml]")
     ] = None,
+    int8: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="OpenVINO: compute in 8 bits; pictures to calibrate on, such as a folder.",
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="For --int8: labelled pictures to measure what it costs.")
+    ] = None,
+    images: ImagesFolder = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="For --int8: only the first so many of --data.")
+    ] = None,
 ) -> None:
     """Write a model as one file that needs no torch, if it finds what the model finds."""
+    if int8 and (format != "openvino" or not data):
+        raise typer.BadParameter("--int8: give --format openvino, and --data to measure AP on")
+    if not int8 and (data or images or limit):
+        raise typer.BadParameter("--data, --images and --limit go with --int8")
     from brefine.export import export
     from brefine.exported import FORMATS
 
     file = out or model.with_name(model.name + FORMATS[format])
-    parity = export(model, file, format)
+    if int8 and data:
+        from brefine.data.read import read
+        from brefine.int8 import export_int8
+
+        parity, cost = export_int8(model, file, int8, read(data, images), limit=limit)
+        print(f"int8: {cost}", file=sys.stderr)
+    else:
+        parity = export(model, file, format)
     print(f"check: {parity}", file=sys.stderr)
     print(file)
 

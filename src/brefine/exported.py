@@ -54,6 +54,7 @@ class Session:
         threads: that a run uses; None: ``OMP_NUM_THREADS``, or as many as the runtime likes.
 
     Attributes:
+        metadata: what the file says of itself.
         categories: label ``i`` is row ``i``.
         thresholds: the probability from which a class is reported, for each label.
         overall: one for all labels.
@@ -73,6 +74,7 @@ class Session:
             raise InputError(f"{path}: no such file: name one that brefine export wrote")
         threads = threads or _wanted_threads()
         metadata, self._run = (_open_ir if path.suffix == ".xml" else _open_onnx)(path, threads)
+        self.metadata = dict(metadata)
         header = read_header(metadata, path)
         self.categories, self.thresholds, self.overall, self.calibration = header
         try:
