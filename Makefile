@@ -17,7 +17,7 @@ OUT ?= demo
 SEED ?= 0
 
 .PHONY: setup demo test lint bench bench-losses bench-roi bench-data bench-evaluate bench-predict \
-	bench-speed bench-train-step bench-peers clean
+	bench-speed bench-train-step bench-peers bench-export clean
 
 setup: $(installed)
 
@@ -63,6 +63,10 @@ bench-train-step: $(installed)
 
 bench-peers: $(installed)
 	$(PYTHON) benchmarks/peers.py
+
+# half an hour, fills the table of docs/export.md
+bench-export: $(installed)
+	$(PYTHON) benchmarks/export.py
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,10 +1,14 @@
 """Prediction by PyTorch, onnxruntime and OpenVINO: the same network on the same picture.
 
-    python benchmarks/export.py [--model lite0|r50|FOLDER ...] [--threads 2] [--rounds 7]
+    python benchmarks/export.py [--models RECIPE|FOLDER ...] [--threads 1] [--rounds 7]
 
 Models with random weights are exported, checked and timed from the picture at its size for the
-network to boxes and mask logits, with all detections that they may have. Prints the check, medians
-of interleaved rounds in wall milliseconds, and the ratio to PyTorch's eager mode.
+network to boxes and mask logits, with as many objects as they may find. All ways take turns. What
+is measured is added to benchmarks/results/export.json, and the table of docs/export.md is made of
+all that is there.
+
+``eager`` is the model as it is trained, ``PyTorch`` as ``brefine predict`` runs it, with folded
+norms and Winograd's convolutions.
 """
 
 from __future__ import annotations
@@ -18,63 +22,97 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from brefine import weights
 from brefine.data.pictures import network_size
 from brefine.export import export
 from brefine.exported import FORMATS, Session
 from brefine.methods import create
+from brefine.parts.inference import prepare
+from brefine.progress import track
 from brefine.recipe import Recipe
 from brefine.structures import Category, Images
+from page import (
+    describe_machine,
+    print_machine,
+    read_results,
+    table,
+    write_results,
+    write_tables,
+)
 
-RECIPES = Path(__file__).parent.parent / "recipes"
-MODELS = {
-    "lite0": ["mask_rcnn_lite0", "brefine_lite0"],
-    "r50": ["mask_rcnn_r50_1x", "brefine_r50_1x"],
-}
+ROOT = Path(__file__).parent.parent
+MODELS = ["brefine_lite0", "brefine_light_lite0", "brefine_light_r50_1x", "brefine_r50_1x"]
+WAYS = ("eager", "PyTorch", "onnxruntime", "OpenVINO")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", nargs="+", default=["lite0", "r50"])
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--models", nargs="+", default=MODELS)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--short-side", type=int, default=400)
     parser.add_argument("--classes", type=int, default=4)
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results/export.json")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs/export.md")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    names = [name for model in options.model for name in MODELS.get(model, [model])]
-    rows = []
+    results = read_results(options.results)
+    results["machine"] = describe_machine()
     with tempfile.TemporaryDirectory() as place:
-        for name in names:
+        for name in options.models:
             folder = Path(name)
             if not folder.is_dir():
                 folder = Path(place) / name
                 save(folder, name, options.classes)
-            rows.append((folder.name, *measure(folder, Path(place), options)))
-    titles = ("PyTorch", *FORMATS)
-    print(f"\n{f'wall ms, {options.threads} threads, {options.short_side} px':34}", end="")
-    print(*(f"{title:>12}" for title in ("objects", *titles, "ratio", "ratio")))
-    for name, count, times in rows:
-        medians = [statistics.median(each) for each in times]
-        print(f"{name:34}{count:12}", *(f"{each:12.0f}" for each in medians), end=" ")
-        print(*(f"{each / medians[0]:12.2f}" for each in medians[1:]))
+            found = measure(folder, Path(place), options)
+            key = f"{folder.name} {options.short_side} px {options.threads} threads"
+            results.setdefault("models", {})[key] = found
+            write_results(options.results, results)
+            print(key, found, flush=True)
+    write_tables(options.page, "export", make_table(results))
+
+
+def make_table(results: dict[str, Any]) -> str:
+    """The times of all models that were ever measured."""
+    rows = []
+    for key, found in results["models"].items():
+        eager = found["seconds"]["eager"]
+        ratios = [f"{found['seconds'][way] / eager:.2f}" for way in WAYS[1:]]
+        rows.append(
+            [
+                f"`{key.split()[0]}`",
+                key.partition(" ")[2],
+                str(found["objects"]),
+                f"{eager:.2f} s",
+                *ratios,
+                f"{found['box']:.5f}",
+                f"{found['iou']:.5f}",
+            ]
+        )
+    head = ["model", "", "objects", "eager", *WAYS[1:], "boxes, px", "mask IoU"]
+    return f"\n{print_machine(results['machine'])}{table(head, rows)}"
 
 
 def save(folder: Path, name: str, classes: int) -> None:
     """A model folder of a recipe with random weights."""
     torch.manual_seed(0)
-    recipe = Recipe.load(RECIPES / f"{name}.yaml")
+    recipe = Recipe.load(ROOT / f"recipes/{name}.yaml")
     model: Any = create(recipe.model.method, classes, **recipe.model.options)
     # Random weights: without statistics of their own, what norms hand on grows with depth.
     model.trunk.body.train()
     for norm in model.trunk.body.modules():
-        if isinstance(norm, torch.nn.modules.batchnorm._BatchNorm):
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
             norm.train()
             norm.momentum = None
     with torch.no_grad():
         for _ in range(3):
             model.trunk.body(torch.randn(2, 3, 256, 256))
+    for norm in model.modules():  # weights of 1 and biases of 0 would be left out of a graph
+        if isinstance(norm, nn.GroupNorm):
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            nn.init.uniform_(norm.bias, -0.1, 0.1)
     # Boxes and scores that differ, so that which come first is no matter of the last digit.
     for layer, scale in (
         (model.rpn.objectness, 20),
@@ -87,38 +125,49 @@ def save(folder: Path, name: str, classes: int) -> None:
     weights.save(folder, model.eval(), recipe, table)
 
 
-def measure(
-    folder: Path, place: Path, options: argparse.Namespace
-) -> tuple[int, list[list[float]]]:
-    """Detections, and the times of PyTorch and of each format."""
-    model: Any = weights.load(folder).segmenter
-    model.box_head.score_threshold = 0.0
+def measure(folder: Path, place: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Objects, median seconds of every way, and what the check of the files said at worst."""
     size = network_size((480, 640), options.short_side, 1333)
     torch.manual_seed(0)
-    picture = torch.nn.functional.interpolate(torch.rand(1, 3, 12, 16) * 255, size=size)[0]
+    picture = nn.functional.interpolate(torch.rand(1, 3, 12, 16) * 255, size=size)[0]
     images = Images.stack([picture.to(torch.uint8)])
     inputs = images.pixels.numpy(), images.sizes.numpy(), 0.0
 
-    def eager() -> int:
-        with torch.inference_mode():
-            return len(model.predict(images)[0])
+    def by_torch(model: Any) -> Callable[[], int]:
+        model.box_head.score_threshold = 0.0
 
-    ways: list[Callable[[], int]] = [eager]
+        def run() -> int:
+            with torch.inference_mode():
+                return len(model.predict(images)[0])
+
+        return run
+
+    plain, prepared = (weights.load(folder).segmenter for _ in range(2))
+    ways = [by_torch(plain), by_torch(prepare(prepared))]
+    parities, sizes = [], {}
     for format, suffix in FORMATS.items():
-        start = time.perf_counter()
         file = place / f"{folder.name}{suffix}"
-        parity = export(folder, file, format)
-        print(f"{file.name}: {parity}; {time.perf_counter() - start:.0f} s", flush=True)
+        parities.append(export(folder, file, format))
+        whole = [file, file.with_suffix(".bin")] if format == "openvino" else [file]
+        sizes[format] = round(sum(each.stat().st_size for each in whole) / 1e6, 1)
         session = Session(file, threads=options.threads)
         ways.append(lambda session=session: len(session(*inputs)[0]))
-    times: list[list[float]] = [[] for _ in ways]
-    counts = {way() for way in ways}
-    for _ in range(options.rounds):
-        for way, each in zip(ways, times, strict=True):
-            start = time.perf_counter()
+    clock = time.process_time if options.threads == 1 else time.perf_counter
+    times: dict[str, list[float]] = {way: [] for way in WAYS}
+    objects = {way() for way in ways}
+    for _ in track(range(options.rounds), "rounds", options.rounds):
+        for name, way in zip(WAYS, ways, strict=True):
+            start = clock()
             way()
-            each.append((time.perf_counter() - start) * 1000)
-    return max(counts), times
+            times[name].append(clock() - start)
+    return {
+        "objects": max(objects),
+        "seconds": {way: round(statistics.median(each), 4) for way, each in times.items()},
+        "megabytes": sizes,
+        "box": max(parity.box for parity in parities),
+        "iou": min(parity.iou for parity in parities),
+        "score": max(parity.score for parity in parities),
+    }
 
 
 if __name__ == "__main__":
