@@ -69,13 +69,13 @@ def load(folder: Path) -> Results:
     return found
 
 
-def fill(page: str, text: str, name: str) -> str:
+def fill(page: str, text: str, name: str, markers: tuple[str, str] = MARKERS) -> str:
     """A page with the text between its markers.
 
     Raises:
         InputError: it does not have both.
     """
-    begin, end = MARKERS
+    begin, end = markers
     found = re.compile(f"{re.escape(begin)}.*{re.escape(end)}", re.DOTALL)
     if not found.search(page):
         raise InputError(f"{name}: no lines {begin} and {end}")

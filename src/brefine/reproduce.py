@@ -322,14 +322,19 @@ def shrink(recipe: Recipe, data: Mapping[str, Any]) -> Recipe:
     """
     values = recipe.model_dump()
     options = values["model"]["options"]
-    known = signature(METHODS[recipe.model.method]).parameters["detector"].default
-    small = {key: value for key, value in SMALL["detector"].items() if hasattr(known, key)}
+    small = known_to(recipe.model.method, SMALL["detector"])
     detector = {**dict(options.get("detector", {})), **small}
     options.update(SMALL["options"], detector=detector)
     paths = dict.fromkeys(("train", "val", "images", "val_images"))
     values["data"].update({**paths, **SMALL["data"], **data})
     values["train"].update(SMALL["train"])
     return Recipe.parse(values, "small scale")
+
+
+def known_to(method: str, detector: Mapping[str, Any]) -> dict[str, Any]:
+    """Of options of a detector those that a method's has; one-stage methods have fewer."""
+    known = signature(METHODS[method]).parameters["detector"].default
+    return {key: value for key, value in detector.items() if hasattr(known, key)}
 
 
 def run(
