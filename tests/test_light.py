@@ -11,7 +11,7 @@ SMALL = {
     "channels": 32,
     "detector": {"fpn_norm": "group", "box_hidden": 32},
 }
-LIGHT = {"widths": (32, 16, 8), "detail": 8}
+LIGHT = {"widths": (32, 16, 8), "detail": 8, "detail_convs": 2}
 
 
 def build(**options: object) -> torch.nn.Module:
@@ -106,9 +106,10 @@ def test_light_is_lighter():
         ({"widths": (32, 16)}, "widths must be 3 even numbers, one a stage, not [32, 16]"),
         ({"widths": (32, 16, 7)}, "widths must be 3 even numbers"),
         ({"widths": (32, 16, 8), "norm": "group"}, "multiples of 16 with norm: group"),
+        ({"detail": 8, "detail_convs": 0}, "detail_convs must be 1 or more, not 0"),
     ],
 )
-def test_wrong_widths_are_named(options, words):
+def test_wrong_sizes_are_named(options, words):
     with pytest.raises(InputError) as caught:
         create("brefine", 3, **SMALL, **options)
     assert words in str(caught.value)

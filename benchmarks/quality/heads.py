@@ -54,6 +54,10 @@ HEADS: dict[str, tuple[str, dict[str, Any]]] = {
     "Mask R-CNN": ("mask_rcnn", {}),
     "full": ("brefine", {}),
     "light": ("brefine", {"widths": (64, 48, 32), "detail": 64}),
+    "light, 3 detail convs": (
+        "brefine",
+        {"widths": (64, 48, 32), "detail": 64, "detail_convs": 3},
+    ),
     "lighter": ("brefine", {"widths": (64, 32, 16), "detail": 32}),
     "full, early exit": ("brefine", {"early_exit": 1.0}),
     "light, early exit": ("brefine", {"widths": (64, 48, 32), "detail": 64, "early_exit": 1.0}),

@@ -39,6 +39,7 @@ def brefine(
     norm: Literal["none", "group"] = "none",
     widths: tuple[int, ...] | None = None,
     detail: int = 0,
+    detail_convs: int = 1,
     early_exit: float = 0.0,
     mask_checkpoint: bool = False,
     mask_loss: MaskLoss = "boundary",
@@ -61,9 +62,10 @@ def brefine(
         levels: that the main line pools from (Figure 1).
         norm: GroupNorm after every 3x3 convolution of the head, or none.
         widths: channels of each stage; None: ``channels`` in all. Not in the paper, like the next
-            two: they make the head light.
+            three: they make the head light.
         detail: channels of one map, convolved from P2, that all auxiliary lines pool from; 0:
             each pools P2 and convolves what it pooled, as in Figure 4.
+        detail_convs: 3x3 convolutions from P2 to that map, made once a picture.
         early_exit: a RoI ends at the stage where the longer side of its box has at most this many
             pixels a cell; 0: all go through all stages.
         mask_checkpoint: the mask head keeps little for its gradient and works it out again.
@@ -74,8 +76,8 @@ def brefine(
         detector: options of trunk, RPN and box head.
 
     Raises:
-        InputError: an unknown backbone, stages is not 1, 2 or 3, there are no dilations, or widths
-            do not fit.
+        InputError: an unknown backbone, stages is not 1, 2 or 3, there are no dilations, widths
+            do not fit, or no convolution makes the detail map.
     """
     loss = MASK_LOSSES[mask_loss]
     if mask_loss == "boundary":
@@ -105,7 +107,7 @@ def brefine(
         channels=channels,
         ranking=ranking,
         detector=detector,
-        branch=Detail(channels, detail, norm=norm) if detail else None,
+        branch=Detail(channels, detail, detail_convs, norm=norm) if detail else None,
     )
 
 
@@ -264,15 +266,20 @@ def _fuse(auxiliary: nn.Module, context: nn.Module, x: Tensor, detail: Tensor) -
 
 
 class Detail(nn.Module):
-    """A 3x3 convolution of P2 for the auxiliary lines of all RoIs: added to the pyramid."""
+    """3x3 convolutions of P2 for the auxiliary lines of all RoIs: added to the pyramid."""
 
-    def __init__(self, channels: int, out: int, *, norm: Literal["none", "group"]) -> None:
+    def __init__(
+        self, channels: int, out: int, count: int, *, norm: Literal["none", "group"]
+    ) -> None:
         super().__init__()
+        if count < 1:
+            raise InputError(f"detail_convs must be 1 or more, not {count}")
         self.conv = ConvReLU(channels, out, norm=norm)
+        self.more = nn.ModuleList(ConvReLU(out, norm=norm) for _ in range(count - 1))
 
     def forward(self, pyramid: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """``[B, out, h, w]`` at P2's stride; the second has no use."""
-        detail: Tensor = self.conv(pyramid[0])
+        detail: Tensor = _in_turn(self.more, self.conv(pyramid[0]))
         return detail, detail
 
     def loss(self, output: Tensor, targets: Sequence[Instances]) -> dict[str, Tensor]:
