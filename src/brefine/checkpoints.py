@@ -218,6 +218,23 @@ def check(content: Mapping[str, Any], path: Path, about: Mapping[str, Any], stat
             )
 
 
+def recall(content: Mapping[str, Any], path: Path, recipe: Recipe) -> Recipe:
+    """A recipe with the ``train.batch_size`` that the run of a checkpoint had, in place of auto.
+
+    Args:
+        content: of the checkpoint.
+        path: its name.
+        recipe: of the run that goes on.
+
+    Raises:
+        InputError: the checkpoint is of an early version and does not say.
+    """
+    earlier = content.get("brefine")
+    if earlier is None:
+        raise InputError(f"{path}: does not say what train.batch_size was: give the number")
+    return recipe.with_settings([f"train.batch_size={earlier['recipe']['train']['batch_size']}"])
+
+
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
     flat: dict[str, Any] = {}

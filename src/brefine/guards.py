@@ -194,9 +194,9 @@ def explain_memory(recipe: Recipe, sizes: Sequence[int], objects: int) -> str:
     data, train = recipe.data, recipe.train
     rois = recipe.model.options.get("detector", {}).get("mask_rois", 200)
     advice = []
-    if train.batch_size > 1:
-        half = train.batch_size // 2
-        more = math.ceil(train.batch_size / half) * train.accumulate
+    if train.pictures > 1:
+        half = train.pictures // 2
+        more = math.ceil(train.pictures / half) * train.accumulate
         advice.append(
             f"train.batch_size={half} with train.accumulate={more} (the same step, less memory)"
         )
@@ -211,7 +211,7 @@ def explain_memory(recipe: Recipe, sizes: Sequence[int], objects: int) -> str:
         advice.append("train.precision=bf16-mixed")
     if not recipe.model.options.get("mask_checkpoint"):
         advice.append("model.options.mask_checkpoint=true")
-    what = f"{train.batch_size} pictures a process"
+    what = f"{train.pictures} picture{'s' if train.pictures > 1 else ''} a process"
     if all(sizes):
         what += f" of {sizes[0]} x {sizes[1]} with {objects} objects"
     return f"out of memory with {what}: set {'; or '.join(advice)}"

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from brefine import weights
+from brefine import batch_size, weights
 from brefine.data.loader import train_loader
 from brefine.data.read import read
 from brefine.methods import create
@@ -58,9 +58,10 @@ def find_rate(recipe: Recipe, *, low: float = 1e-6, high: float = 1.0, steps: in
         )
     if recipe.data.train is None:
         raise InputError("data.train: name the labelled set to learn from")
-    torch.manual_seed(recipe.train.seed)
     dataset = read(recipe.data.train, recipe.data.images, split="train")
-    size, seed = recipe.train.batch_size, recipe.train.seed
+    recipe = batch_size.resolve(recipe, dataset)
+    torch.manual_seed(recipe.train.seed)
+    size, seed = recipe.train.pictures, recipe.train.seed
     loader = train_loader(dataset, recipe.data, batch_size=size, seed=seed)
     model = create(recipe.model.method, len(dataset.categories), **recipe.model.options)
     assert isinstance(model, nn.Module)

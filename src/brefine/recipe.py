@@ -19,6 +19,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    TypeAdapter,
     ValidationError,
     ValidationInfo,
     create_model,
@@ -36,10 +37,21 @@ def _one_or_more(value: Any) -> Any:
     return [value] if isinstance(value, int | float | str) else value
 
 
+def _number_or_auto(value: Any) -> Any:
+    """One line for whatever is neither; a union would tell two."""
+    if value == "auto":
+        return value
+    try:
+        return TypeAdapter(Positive).validate_python(value)
+    except ValidationError:
+        raise ValueError(f"expected a whole number above 0, or auto, not {value!r}") from None
+
+
 Positive = Annotated[int, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Scale = Annotated[float, Field(gt=0)]
 Sides = Annotated[tuple[Positive, ...], BeforeValidator(_one_or_more), Field(min_length=1)]
+BatchSize = Annotated[Positive | Literal["auto"], BeforeValidator(_number_or_auto)]
 Milestones = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_one_or_more)]
 
 
@@ -189,7 +201,8 @@ class TrainRecipe(Section):
     Attributes:
         epochs: passes over the training set.
         steps: optimiser steps.
-        batch_size: pictures per process.
+        batch_size: pictures per process; ``auto``: as many as fit, see ``brefine.batch_size``;
+            the run folder's recipe holds the number.
         accumulate: batches whose gradients are added up for a step.
         optimizer: ``sgd`` or ``adamw``.
         lr: peak learning rate.
@@ -223,7 +236,7 @@ class TrainRecipe(Section):
 
     epochs: float | None = Field(default=None, gt=0)
     steps: int | None = Field(default=None, gt=0)
-    batch_size: Positive = 2
+    batch_size: BatchSize = 2
     accumulate: Positive = 1
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = Field(gt=0)
@@ -255,6 +268,17 @@ class TrainRecipe(Section):
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give exactly one of epochs and steps (set the other to null)")
         return self
+
+    @property
+    def pictures(self) -> int:
+        """``batch_size`` where it must be a number.
+
+        Raises:
+            InputError: it is ``auto``.
+        """
+        if self.batch_size == "auto":
+            raise InputError("train.batch_size: auto is for brefine train: give a number here")
+        return self.batch_size
 
 
 class Recipe(Section):

@@ -251,6 +251,8 @@ def reproduce(
     else:
         recipes = [locate(recipe, data) for recipe in recipes]
     recipes = [recipe.with_settings(settings) for recipe in recipes]
+    if any(recipe.train.batch_size == "auto" for recipe in recipes):
+        raise InputError("train.batch_size: auto: rows would differ by machine: give a number")
     for row, recipe in zip(table.rows, recipes, strict=True):
         console.rule(f"{name}, row {len(results) + 1} of {len(recipes)}: {row.title}")
         # At small scale rows may be the same: then one of them is trained.

@@ -32,7 +32,15 @@ from torch import Tensor, nn
 
 from brefine import processes, weights
 from brefine.checkpoints import FOLDER as CHECKPOINTS
-from brefine.checkpoints import Checkpoints, Store, check, describe, handlers_kept, newest
+from brefine.checkpoints import (
+    Checkpoints,
+    Store,
+    check,
+    describe,
+    handlers_kept,
+    newest,
+    recall,
+)
 from brefine.data.augment import Transform
 from brefine.data.coco import CocoSet
 from brefine.data.loader import train_loader
@@ -103,28 +111,40 @@ def train(
         raise InputError(f"{out}: no checkpoint to resume from")
     if first and not found and out.exists() and not _is_free(out, begun=resume == "auto"):
         raise InputError(f"{out}: there is something already: choose another folder, or resume")
+    if recipe.train.batch_size == "auto":
+        if found:  # what it was is known
+            recipe = recall(found[1], found[0], recipe)
+        elif world > 1:
+            raise InputError(
+                f"train.batch_size: auto: measured by one process, not by {world}: run with "
+                "--devices 1 once and take the number that it says, or give one"
+            )
     if recipe.data.train is None:
         raise InputError("data.train: name the labelled set to learn from")
     if recipe.train.patience and not (recipe.data.val and recipe.train.validate_every):
         raise InputError("train.patience: needs data.val and train.validate_every to go by")
-    seed, batch_size = recipe.train.seed, recipe.train.batch_size
-    L.seed_everything(seed, verbose=False)
     dataset = read(recipe.data.train, recipe.data.images, split="train")
     held_out, pictures = recipe.data.val, recipe.data.val_images or recipe.data.images
     validation = read(held_out, pictures) if held_out else None
-    loader = train_loader(
-        dataset,
-        recipe.data,
-        batch_size=batch_size,
-        seed=seed,
-        processes=world,
-        transform=transform,
-    )
     if validation and validation.categories != dataset.categories:
         raise InputError(
             f"{recipe.data.val}: its categories differ from those of {recipe.data.train}: "
             "ids and names must agree, in the same order"
         )
+    if recipe.train.batch_size == "auto":
+        from brefine.batch_size import resolve  # which imports this file
+
+        recipe = resolve(recipe, dataset, transform)
+    seed = recipe.train.seed
+    L.seed_everything(seed, verbose=False)  # after what was measured, which leaves no trace so
+    loader = train_loader(
+        dataset,
+        recipe.data,
+        batch_size=recipe.train.pictures,
+        seed=seed,
+        processes=world,
+        transform=transform,
+    )
     model = create(recipe.model.method, len(dataset.categories), **recipe.model.options)
     assert isinstance(model, nn.Module)
     start = "none" if found else recipe.model.weights  # a checkpoint has all
@@ -265,7 +285,7 @@ class Learner(L.LightningModule):
         unit = 1 if recipe.steps else epoch
         self.milestones = [milestone * unit for milestone in recipe.milestones]
         freeze(model, recipe.freeze)
-        pictures = devices * recipe.batch_size * recipe.accumulate
+        pictures = devices * recipe.pictures * recipe.accumulate
         scale = pictures / (recipe.lr_reference_batch or 1)
         self.lr = recipe.lr * (scale if recipe.lr_reference_batch else 1)
 

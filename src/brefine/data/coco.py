@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from brefine.data.faults import shorten
@@ -174,6 +175,10 @@ class CocoSet:
         index = range(len(self))[index]
         places = self._places[self._starts[index] : self._starts[index + 1]]
         return [self._annotations[place] for place in places.tolist()]
+
+    def counts(self) -> NDArray[np.int64]:
+        """How many usable annotations each picture has, ``[N]``, crowd regions included."""
+        return np.diff(self._starts)
 
     def usable(self) -> list[int]:
         """Pictures with at least one usable object that is not a crowd region."""
