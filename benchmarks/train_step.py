@@ -228,8 +228,11 @@ def optimizer(model: Any) -> torch.optim.Optimizer:
 
 
 def ours(model: Any, scene: Scene) -> Way:
-    """One of our models."""
+    """One of our models, channels last as in `train`."""
+    model.to(memory_format=torch.channels_last)
     images, descent, rois = Images.stack(scene.pictures), optimizer(model), {}
+    pixels = images.pixels.contiguous(memory_format=torch.channels_last)
+    images = Images(pixels, images.sizes)
     model.rpn.propose = lambda *inputs, **options: scene.proposals
     box_loss, mask_loss = model.box_head.loss, model.mask_head.loss
 

@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import time
+from datetime import timedelta
 
 import pytest
 import torch
@@ -277,6 +278,24 @@ def test_a_process_that_fails_tells_the_others_why(pictures, tmp_path):
     assert join(machines(used, run, before=failing)) == [75, 2]
     assert said(run, 1) == "InputError: toy.png: no picture"
     assert "failed: InputError: toy.png: no picture; this run stopped" in said(run, 0)
+
+
+def test_machines_that_never_come_are_missed(pictures, tmp_path):
+    run = tmp_path / "run"
+
+    def impatient(rank):
+        processes.MEETING = timedelta(seconds=1)
+        if rank == 1:
+            os._exit(0)
+
+    started = machines(recipe(pictures, "train.steps=2"), run, before=impatient)
+    assert join(started) == [2, 0]
+    assert re.fullmatch(
+        r"InputError: the processes of this run did not all come to 127.0.0.1:\d+ in 0:00:01 "
+        "hours: start the same command on every machine, with the same address and port",
+        said(run, 0),
+    )
+    assert not (run / "last").exists()
 
 
 def test_launchers_say_how_many_processes_there_are(monkeypatch):

@@ -24,6 +24,7 @@ from brefine.structures import InputError, Stopped
 
 BEAT = 2.0  # seconds between two signs of life
 SILENCE = 40.0  # seconds after which a process counts as gone
+MEETING = timedelta(minutes=30)  # in which all processes of a run must have come together
 LINGER = 6.0  # seconds in which a process that fails tells the others, and they end by themselves
 
 #: what launchers set before a process starts; the first process has 0 in all that are there
@@ -126,8 +127,14 @@ class Pulse(L.Callback):
         if self.rank == 0:  # the store goes with this process
             time.sleep(2 * BEAT)
 
-    def explain(self) -> Stopped:
+    def explain(self) -> Stopped | InputError:
         """What to raise when a sum over the processes failed; waits until we know who has gone."""
+        if self.store is None:
+            return InputError(
+                f"the processes of this run did not all come to {os.environ.get('MASTER_ADDR')}:"
+                f"{os.environ.get('MASTER_PORT')} in {MEETING} hours: "
+                "start the same command on every machine, with the same address and port"
+            )
         end = time.monotonic() + SILENCE
         while time.monotonic() < end:
             if reason := self._gone(silence=3 * BEAT):

@@ -28,6 +28,7 @@ import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from brefine import processes, weights
@@ -194,6 +195,7 @@ def train(
             accelerator="auto",
             devices=devices,
             num_nodes=nodes,
+            strategy=DDPStrategy(timeout=processes.MEETING) if world > 1 else "auto",
             precision=recipe.train.precision,
             # RoIAlign and others have no deterministic gradient on a GPU: told, not refused.
             deterministic=("warn" if torch.cuda.is_available() else True)
@@ -280,7 +282,9 @@ class Learner(L.LightningModule):
         super().__init__()
         self.guard, self.gradients = guard, GradientGuard()
         self.place, self.batch = (0, 0, 0), (0, 0, 0)  # of the last batch, and its size
-        self.model, self.recipe, self.steps = model, recipe, steps
+        # Less time for a step on CPUs (`benchmarks/train_step.py`), and what tensor cores want.
+        self.model: nn.Module = model.to(memory_format=torch.channels_last)
+        self.recipe, self.steps = recipe, steps
         self.named: dict[str, Tensor] = {}  # losses of the last batch
         unit = 1 if recipe.steps else epoch
         self.milestones = [milestone * unit for milestone in recipe.milestones]
@@ -301,9 +305,12 @@ class Learner(L.LightningModule):
         torch.manual_seed(int(seed.generate_state(1)[0]))
         height, width = batch[0].pixels.shape[-2:]
         self.batch = height, width, sum(len(target) for target in batch[1])
+        pixels = batch[0].pixels.contiguous(memory_format=torch.channels_last)
         try:
             with together.switched(self.recipe.rank_together):
-                named: dict[str, Tensor] = self.model.loss(*batch)  # type: ignore[operator]
+                named: dict[str, Tensor] = self.model.loss(  # type: ignore[operator]
+                    Images(pixels, batch[0].sizes), batch[1]
+                )
             total = torch.stack(
                 [v.float() for k, v in named.items() if not k.startswith("raw_")]
             ).sum()
