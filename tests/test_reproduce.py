@@ -310,6 +310,9 @@ def test_one_class_is_made_of_a_set(study):
     assert [image["id"] for image in everything["images"]] == [1, 3]
     assert [each["id"] for each in everything["annotations"]] == [1, 3, 4]
     assert {each["category_id"] for each in everything["annotations"]} == {1}
+    some = study.one_class(content, "object", 1)
+    assert [image["id"] for image in some["images"]] == [1]
+    assert [each["id"] for each in some["annotations"]] == [1, 3]
 
 
 def result(**values):

@@ -43,6 +43,7 @@ SETS: dict[str, dict[str, Any]] = {
     "object": {"short_side": (272, 368, 320), "long_side": 448},
 }
 TOY = (400, 100)  # pictures to learn from, to test on
+MOST = 100  # photographs to test on
 
 #: recipe, and what is changed in it
 MAIN: dict[str, tuple[str, list[str]]] = {
@@ -167,8 +168,9 @@ def prepare(name: str, sources: dict[str, Path], work: Path) -> dict[str, Any]:
         source = sources["coco"]
         for split in ("train", "val"):
             content = json.loads((source / f"{split}.json").read_text(encoding="utf-8"))
+            content = one_class(content, name, most=MOST if split == "val" else None)
             with replacing(folder / f"{split}.json") as aside:
-                aside.write_text(json.dumps(one_class(content, name)), encoding="utf-8")
+                aside.write_text(json.dumps(content), encoding="utf-8")
     return {
         "train": folder / "train.json",
         "val": folder / "val.json",
@@ -176,10 +178,10 @@ def prepare(name: str, sources: dict[str, Path], work: Path) -> dict[str, Any]:
     }
 
 
-def one_class(content: dict[str, Any], name: str) -> dict[str, Any]:
+def one_class(content: dict[str, Any], name: str, most: int | None = None) -> dict[str, Any]:
     """A COCO json with one class: all objects, or those of the class ``name``.
 
-    Of pictures, those with at least one such object stay.
+    Of pictures, those with at least one such object stay, the first ``most`` of them.
     """
     known = {category["id"]: category["name"] for category in content["categories"]}
     kept = [
@@ -188,8 +190,10 @@ def one_class(content: dict[str, Any], name: str) -> dict[str, Any]:
         if name == "object" or known[each["category_id"]] == name
     ]
     shown = {each["image_id"] for each in kept if not each.get("iscrowd")}
+    pictures = [picture for picture in content["images"] if picture["id"] in shown][:most]
+    shown = {picture["id"] for picture in pictures}
     return {
-        "images": [picture for picture in content["images"] if picture["id"] in shown],
+        "images": pictures,
         "annotations": [each for each in kept if each["image_id"] in shown],
         "categories": [{"id": 1, "name": name}],
     }

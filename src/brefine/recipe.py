@@ -220,7 +220,7 @@ class TrainRecipe(Section):
         clip_norm: largest gradient norm; None: no clipping.
         rank_together: with several processes, rank the samples of all of them and divide losses
             by counts of all, as one process with a larger batch would (``docs/distributed.md``).
-        precision: of Lightning's Trainer.
+        precision: of the numbers: 32 bits, or 16 where that does no harm (mixed).
         seed: of everything random.
         deterministic: the same weights bit for bit from the same seed on the same machine, with
             any number of workers; slower on a GPU.
@@ -252,7 +252,7 @@ class TrainRecipe(Section):
     freeze: tuple[str, ...] = ()
     clip_norm: float | None = Field(default=None, gt=0)
     rank_together: bool = False
-    precision: Literal["32-true", "16-mixed", "bf16-mixed", "64-true"] = "32-true"
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
     seed: int = Field(default=0, ge=0, lt=2**32)
     deterministic: bool = False
     validate_every: float | None = Field(default=None, gt=0)

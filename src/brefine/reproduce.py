@@ -205,7 +205,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "train": {
         "epochs": None,
         "steps": 600,
-        "batch_size": 4,
+        "batch_size": 2,
         "optimizer": "adamw",
         "lr": 1e-3,
         "lr_reference_batch": None,
