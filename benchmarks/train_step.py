@@ -214,7 +214,7 @@ def build(recipe: Path, settings: Sequence[str]) -> Any:
     changes = [f"model.options.{setting}" for setting in settings]
     chosen = Recipe.load(recipe).with_settings([*all_rois, *changes])
     torch.manual_seed(0)
-    return _create(chosen).train()
+    return _create(chosen).train().to(memory_format=torch.channels_last)  # as `train` has it
 
 
 def _create(recipe: Recipe) -> Any:
@@ -228,11 +228,8 @@ def optimizer(model: Any) -> torch.optim.Optimizer:
 
 
 def ours(model: Any, scene: Scene) -> Way:
-    """One of our models, channels last as in `train`."""
-    model.to(memory_format=torch.channels_last)
+    """One of our models."""
     images, descent, rois = Images.stack(scene.pictures), optimizer(model), {}
-    pixels = images.pixels.contiguous(memory_format=torch.channels_last)
-    images = Images(pixels, images.sizes)
     model.rpn.propose = lambda *inputs, **options: scene.proposals
     box_loss, mask_loss = model.box_head.loss, model.mask_head.loss
 
