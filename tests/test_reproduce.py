@@ -6,11 +6,13 @@ import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from brefine import cli, reproduce
 from brefine.data import toy
-from brefine.methods import METHODS
+from brefine.methods import METHODS, create
 from brefine.recipe import Recipe
 from brefine.reproduce import SMALL, TABLES, Row, Table, locate, plot, shrink, subtract
 from brefine.structures import InputError
@@ -313,6 +315,46 @@ def test_one_class_is_made_of_a_set(study):
     some = study.one_class(content, "object", 1)
     assert [image["id"] for image in some["images"]] == [1]
     assert [each["id"] for each in some["annotations"]] == [1, 3]
+
+
+def test_all_methods_learn_from_the_same_and_fill_the_page(study, tmp_path, monkeypatch, capsys):
+    script = importlib.import_module("all_methods")
+    assert {method for _, method, _ in script.VARIANTS.values()} == set(METHODS)
+    recipes = {name: script.recipe_of(name, 3, tmp_path) for name in script.VARIANTS}
+    for recipe in recipes.values():
+        create(recipe.model.method, 4, **recipe.model.options)
+        assert (recipe.data, recipe.train) == (
+            recipes["mask_rcnn"].data,
+            recipes["mask_rcnn"].train,
+        )
+    monkeypatch.setattr(script, "PICTURES", (4, 2))
+    monkeypatch.setattr(script, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(script, "DOCS", tmp_path / "docs")
+    monkeypatch.setattr(script, "TRAIN", {**script.TRAIN, "steps": 1})
+    monkeypatch.setattr(script, "ROUNDS", 1)
+    (tmp_path / "docs/images").mkdir(parents=True)
+    begin, end = script.MARKERS
+    (tmp_path / "docs/methods.md").write_text(f"before\n{begin}\nold\n{end}\nafter\n")
+    arguments = ["all_methods.py", "--work", str(tmp_path / "work"), "--only", "mask_rcnn,solo"]
+    monkeypatch.setattr("sys.argv", [*arguments, "--seeds", "0"])
+    script.main()
+    page = (tmp_path / "docs/methods.md").read_text()
+    assert page.startswith(f"before\n{begin}\n2 runs, ")
+    assert page.endswith(f"\n{end}\nafter\n")
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    assert [row[0] for row in rows[2:]] == ["| Mask R-CNN", "| SOLO"]
+    assert rows[2][-1].startswith("1.00 (")
+    with Image.open(tmp_path / "docs/images/methods.png") as picture:
+        tile = picture.width // script.COLUMN
+        assert np.asarray(picture)[:tile, :tile].std() > 10
+    before = sorted((tmp_path / "results").iterdir())
+    stamps = [file.stat().st_mtime_ns for file in before]
+    monkeypatch.setattr("sys.argv", [*arguments, "--seeds", "0", "--train"])
+    script.main()  # all is there
+    assert [file.stat().st_mtime_ns for file in before] == stamps
+    monkeypatch.setattr("sys.argv", ["all_methods.py", "--only", "maskrcnn"])
+    with pytest.raises(SystemExit, match="error: maskrcnn: choose of mask_rcnn, "):
+        script.main()
 
 
 def result(**values):

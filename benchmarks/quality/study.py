@@ -123,7 +123,7 @@ def main() -> int:
             print(f"{cell}{'' if cell in todo else '  done'}")
         return 0
     sets = {name: prepare(name, sources, options.work / "sets") for name in {c.set for c in todo}}
-    commit = _commit()
+    commit = describe_commit()
     failed = []
     for number, cell in enumerate(todo, 1):
         console.rule(f"cell {number} of {len(todo)}: {cell}")
@@ -209,7 +209,7 @@ def _can_run(cell: Cell, sources: dict[str, Path]) -> bool:
     return cell.set == "toy" or (cell.set if cell.set == "nuclei" else "coco") in sources
 
 
-def _commit() -> str:
+def describe_commit() -> str:
     """Of the code that runs, marked if it was changed since."""
     found = subprocess.run(
         ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--abbrev=12"],

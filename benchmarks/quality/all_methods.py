@@ -1,7 +1,7 @@
 """Every method on the demo's pictures, with the demo's trunk and budget.
 
-    python benchmarks/quality/toy.py [--seeds 0,1,2] [--only NAME,NAME] [--work FOLDER]
-    python benchmarks/quality/toy.py --table
+    python benchmarks/quality/all_methods.py [--seeds 0,1,2] [--only NAME,NAME] [--work FOLDER]
+    python benchmarks/quality/all_methods.py --table
 
 Trains each method once a seed as ``brefine demo`` trains its two; runs that are finished are left
 alone and interrupted ones go on, so stop it and start it as you like. Each run leaves a json in
@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as coco
-from study import HERE
+from study import HERE, describe_commit
 from table import fill, markdown
 
 from brefine.data import toy
@@ -43,7 +43,7 @@ from brefine.structures import InputError
 
 RESULTS = HERE / "results" / "toy"
 DOCS = HERE.parents[1] / "docs"
-MARKERS = "<!-- table of benchmarks/quality/toy.py -->", "<!-- end of this table -->"
+MARKERS = "<!-- table of benchmarks/quality/all_methods.py -->", "<!-- end of this table -->"
 KEYS = ["mask/AP", "mask/AP50", "mask/AP_L", "boundary/AP", "box/AP"]
 KEYS += ["given_boxes/mask_iou", "given_boxes/boundary_iou"]
 PAPER = {"ranking": True, "mask_loss": "boundary"}  # what BRefine learns with
@@ -113,11 +113,16 @@ def learn(name: str, seed: int, work: Path) -> None:
     """One run, unless its result is there."""
     if (RESULTS / f"{name}-{seed}.json").is_file():
         return
-    folder = prepare(work, seed)
+    recipe = recipe_of(name, seed, prepare(work, seed))
+    run(f"{name}-{seed}", recipe, runs=work / "runs", results=RESULTS, commit=describe_commit())
+
+
+def recipe_of(name: str, seed: int, folder: Path) -> Recipe:
+    """The demo's recipe with a variant's method and options."""
     _, method, changes = VARIANTS[name]
     detector = known_to(method, MODEL["options"]["detector"])
     options = {**MODEL["options"], "detector": detector, **changes}
-    recipe = Recipe.parse(
+    return Recipe.parse(
         {
             "model": {"method": method, "weights": MODEL["weights"], "options": options},
             "data": {**DATA, "train": folder / "train.json", "val": folder / "val.json"},
@@ -125,7 +130,6 @@ def learn(name: str, seed: int, work: Path) -> None:
         },
         name,
     )
-    run(f"{name}-{seed}", recipe, runs=work / "runs", results=RESULTS)
 
 
 def prepare(work: Path, seed: int) -> Path:
@@ -190,7 +194,14 @@ def table(results: Mapping[str, Sequence[Mapping[str, Any]]], seconds: Mapping[s
         mine, other = seconds.get(name), seconds.get("mask_rcnn")
         cells.append(f"{mine / other:.2f} ({mine * 1000:.0f} ms)" if mine and other else "-")
         rows.append(cells)
-    return markdown(["method", "seeds", *(COLUMNS[key] for key in KEYS), "time a picture"], rows)
+    every = [one for each in results.values() for one in each]
+    versions = {name: every[0]["versions"][name] for name in ("brefine", "torch", "timm")}
+    minutes = sum(one["cpu_seconds"] for one in every) / 60
+    return (
+        f"{len(every)} runs, {minutes:.0f} minutes of one core; "
+        f"{', '.join(f'{name} {value}' for name, value in versions.items())}.\n\n"
+        + markdown(["method", "seeds", *(COLUMNS[key] for key in KEYS), "time a picture"], rows)
+    )
 
 
 def draw(predictors: Mapping[str, Predictor], dataset: CocoSet) -> Image.Image:
