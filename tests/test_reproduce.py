@@ -343,7 +343,7 @@ def test_all_methods_learn_from_the_same_and_fill_the_page(study, tmp_path, monk
     assert page.endswith(f"\n{end}\nafter\n")
     rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")]
     assert [row[0] for row in rows[2:]] == ["| Mask R-CNN", "| SOLO"]
-    assert rows[2][-1].startswith("1.00 (")
+    assert rows[2][-2].startswith("1.00 (")
     with Image.open(tmp_path / "docs/images/methods.png") as picture:
         tile = picture.width // script.COLUMN
         assert np.asarray(picture)[:tile, :tile].std() > 10

@@ -33,6 +33,7 @@ from brefine.data.coco import CocoSet
 from brefine.data.loader import read_picture
 from brefine.demo import DATA, MODEL, PICTURES, TRAIN
 from brefine.files import replacing
+from brefine.methods import METHODS
 from brefine.metrics.tables import COLUMNS
 from brefine.parts.masks import to_records
 from brefine.predict import Predictor
@@ -82,7 +83,7 @@ VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "htc_paper": ("HTC, BRefine's losses", "htc", PAPER),
 }
 ROUNDS, TIMED = 3, 20  # rounds over so many pictures to time
-OBJECTS, TILE, COLUMN = 3, 150, 8  # objects in the picture, side of a tile, tiles in a row
+OBJECTS, TILE, COLUMN = 3, 150, 6  # objects in the picture, side of a tile, tiles in a row
 
 
 def main() -> None:
@@ -152,35 +153,45 @@ def write(work: Path, seed: int) -> None:
         raise InputError(f"{work}: no model of seed {seed}: train first")
     dataset = CocoSet(prepare(work, seed) / "val.json")
     predictors = {name: Predictor.load(folder, "cpu") for name, folder in folders.items()}
-    seconds = measure(predictors, [p.file for p in dataset.pictures[:TIMED]])
-    text = table(results, seconds)
+    costs = measure(predictors, [p.file for p in dataset.pictures[:TIMED]])
+    text = table(results, costs)
     print(text)
     page = DOCS / "methods.md"
     with replacing(page) as aside:
         old = page.read_text(encoding="utf-8")
         aside.write_text(fill(old, text, str(page), MARKERS), encoding="utf-8")
     with replacing(DOCS / "images" / "methods.png") as aside:
-        draw(predictors, dataset).save(aside, "PNG", optimize=True)
+        plain = {name: each for name, each in predictors.items() if name in METHODS}
+        draw(plain, dataset).save(aside, "PNG", optimize=True)
 
 
-def measure(predictors: Mapping[str, Predictor], files: Sequence[Path]) -> dict[str, float]:
-    """CPU seconds of a picture in one thread, from the file to RLE: the median of all."""
+def measure(
+    predictors: Mapping[str, Predictor], files: Sequence[Path]
+) -> dict[str, tuple[float, float]]:
+    """CPU seconds of a picture in one thread, from the file to RLE, and objects found: medians."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     times: dict[str, list[float]] = {name: [] for name in predictors}
+    counts: dict[str, list[int]] = {name: [] for name in predictors}
     with Progress("timing", ROUNDS * len(files)) as progress:
         for _ in range(ROUNDS):
             for number, file in enumerate(files):
                 for name, predictor in predictors.items():
                     begun = time.process_time()
-                    predictor.records(read_picture(file), number, threshold=0.0)
+                    found = predictor.records(read_picture(file), number, threshold=0.0)
                     times[name].append(time.process_time() - begun)
+                    counts[name].append(len(found))
                 progress.advance()
     torch.set_num_threads(threads)
-    return {name: statistics.median(each) for name, each in times.items()}
+    return {
+        name: (statistics.median(times[name]), statistics.median(counts[name]))
+        for name in predictors
+    }
 
 
-def table(results: Mapping[str, Sequence[Mapping[str, Any]]], seconds: Mapping[str, float]) -> str:
+def table(
+    results: Mapping[str, Sequence[Mapping[str, Any]]], costs: Mapping[str, tuple[float, float]]
+) -> str:
     """Markdown: means over seeds with standard deviations, and time beside Mask R-CNN's."""
     rows = []
     for name, (title, *_) in VARIANTS.items():
@@ -188,27 +199,32 @@ def table(results: Mapping[str, Sequence[Mapping[str, Any]]], seconds: Mapping[s
             continue
         cells = [title, str(len(results[name]))]
         for key in KEYS:
-            found = [value for one in results[name] if (value := figures_of(one, [key])[key])]
+            each = [figures_of(one, [key])[key] for one in results[name]]
+            found = [value for value in each if value is not None]
             spread = f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else ""
             cells.append(f"{statistics.mean(found):.1f}{spread}" if found else "-")
-        mine, other = seconds.get(name), seconds.get("mask_rcnn")
-        cells.append(f"{mine / other:.2f} ({mine * 1000:.0f} ms)" if mine and other else "-")
+        if name in costs and "mask_rcnn" in costs:
+            (mine, count), (other, _) = costs[name], costs["mask_rcnn"]
+            cells += [f"{mine / other:.2f} ({mine * 1000:.0f} ms)", f"{count:.0f}"]
+        else:
+            cells += ["-", "-"]
         rows.append(cells)
+    heads = ["method", "seeds", *(COLUMNS[key] for key in KEYS)]
     every = [one for each in results.values() for one in each]
     versions = {name: every[0]["versions"][name] for name in ("brefine", "torch", "timm")}
     minutes = sum(one["cpu_seconds"] for one in every) / 60
     return (
         f"{len(every)} runs, {minutes:.0f} minutes of one core; "
         f"{', '.join(f'{name} {value}' for name, value in versions.items())}.\n\n"
-        + markdown(["method", "seeds", *(COLUMNS[key] for key in KEYS), "time a picture"], rows)
+        + markdown([*heads, "time a picture", "objects"], rows)
     )
 
 
 def draw(predictors: Mapping[str, Predictor], dataset: CocoSet) -> Image.Image:
-    """For each of some objects: the picture, the label, and each method's mask of the object.
+    """For each of some objects: the picture, the label, and each method's mask in the true box.
 
-    White is the true outline, orange is what a mask has too much, blue what it lacks. A method's
-    mask is the one that fits best, whatever its class and score.
+    White is the true outline, orange is what a mask has too much, blue what it lacks; the number is
+    the mask's IoU in percent.
     """
     tiles: list[Image.Image | None] = []
     for index, i in choose(dataset):
@@ -221,12 +237,10 @@ def draw(predictors: Mapping[str, Predictor], dataset: CocoSet) -> Image.Image:
         tiles.append(whole(array, crop))
         tiles.append(zoom(array, true, true, crop, "label"))
         for name, predictor in predictors.items():
-            found = predictor.records(pixels, 0, threshold=0.0)
-            masks = [coco.decode(each["segmentation"]).astype(bool) for each in found]
-            ious = [(mask & true).sum() / (mask | true).sum() for mask in masks]
-            best = int(np.argmax(ious)) if ious else None
-            mask = np.zeros_like(true) if best is None else masks[best]
-            share = 0.0 if best is None else ious[best]
+            given = predictor.given(picture.file, target)
+            record = to_records(given, 0, dataset.categories, picture.size)[i]
+            mask = coco.decode(record["segmentation"]).astype(bool)
+            share = (mask & true).sum() / (mask | true).sum()
             tiles.append(zoom(array, true, mask, crop, f"{VARIANTS[name][0]}  {100 * share:.0f}"))
         tiles.extend([None] * (-len(tiles) % COLUMN))
     high = TILE + 18
