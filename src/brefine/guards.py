@@ -228,6 +228,6 @@ def is_memory(error: BaseException) -> bool:
 
 def worst(named: dict[str, Tensor]) -> str:
     """Losses by name and value, those that are not finite first."""
-    values = {name: float(value) for name, value in named.items()}
+    values = {name: float(value.detach()) for name, value in named.items()}
     order = sorted(values, key=lambda name: math.isfinite(values[name]))
     return ", ".join(f"{name} {values[name]:.3g}" for name in order)

@@ -90,7 +90,7 @@ def find_rate(recipe: Recipe, *, low: float = 1e-6, high: float = 1.0, steps: in
             ).sum()
             if not total.isfinite():
                 break
-            smooth = SMOOTH * smooth + (1 - SMOOTH) * float(total)
+            smooth = SMOOTH * smooth + (1 - SMOOTH) * float(total.detach())
             mean = smooth / (1 - SMOOTH ** (step + 1))
             if step > 10 and mean > DIVERGED * min(losses):
                 break
