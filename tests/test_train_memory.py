@@ -1,5 +1,7 @@
 """A mask head that works its inner results out again: the same gradients, less kept."""
 
+import sys
+
 import pytest
 import torch
 
@@ -51,3 +53,20 @@ def test_gradients_stay_and_memory_goes(method):
             assert torch.allclose(grad, again[name], rtol=1e-5, atol=1e-7), name
     assert grads["mask_head.logits.weight"].abs().max() > 0
     assert less < 0.6 * kept
+
+
+def test_rois_are_learnt_from_in_groups(monkeypatch):
+    whole = {}
+    for group in (1000, 7):
+        monkeypatch.setattr(sys.modules["brefine.methods.brefine"], "GROUP", group)
+        for checkpoint in (False, True):
+            whole[group, checkpoint] = learn("brefine", checkpoint)
+    named, grads, _ = whole[1000, False]
+    for others, again, _ in whole.values():
+        for name, value in named.items():
+            assert torch.allclose(value, others[name], rtol=1e-5, atol=1e-7), name
+        for name, grad in grads.items():
+            if grad is not None:
+                assert torch.allclose(grad, again[name], rtol=1e-4, atol=1e-6), name
+    # of a group nothing stays but which RoIs it is of: groups cost nothing
+    assert whole[7, True][2] < 1.01 * whole[1000, True][2]

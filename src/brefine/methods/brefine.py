@@ -24,6 +24,8 @@ from brefine.parts.mask_head import ClassLogits, MaskLoss, again, conv1x1, conv3
 from brefine.parts.two_stage import Detector, Truth, TwoStage
 from brefine.structures import InputError, Instances
 
+GROUP = 16  # RoIs that the head learns from at once
+
 
 def brefine(
     num_classes: int,
@@ -68,7 +70,8 @@ def brefine(
         detail_convs: 3x3 convolutions from P2 to that map, made once a picture.
         early_exit: a RoI ends at the stage where the longer side of its box has at most this many
             pixels a cell; 0: all go through all stages.
-        mask_checkpoint: the mask head keeps little for its gradient and works it out again.
+        mask_checkpoint: the mask head learns from a few RoIs at a time, keeps nothing of them for
+            the gradient, and works it out again.
         mask_loss: a name of ``losses.MASK_LOSSES``; "boundary" is eq. 2.
         boundary_weight: lambda of eq. 2.
         boundary_ratio: width of the boundary region, as a share of the label's diagonal (eq. 1).
@@ -204,7 +207,7 @@ class FusionMaskHead(nn.Module):
         n = self.num_levels
         shared = features[len(strides) if self.shared else 0]  # what Detail added, or P2
         x = roi.pool(features[:n], rois, 14, strides[:n], self.convention, finest=self.finest)
-        x = again(partial(_in_turn, self.main), x, on=self.checkpoint)
+        x = _in_turn(self.main, x)
         last = len(self.sides) - 1
         here, ends = torch.arange(rois.shape[0], device=rois.device), self._ends(rois)
         done = []
@@ -215,7 +218,7 @@ class FusionMaskHead(nn.Module):
                 x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
             side = self.sides[stage]
             detail = roi.pool([shared], rois[here], side, strides[:1], self.convention)
-            x = again(partial(_fuse, auxiliary, context), x, detail, on=self.checkpoint)
+            x = context(x + auxiliary(detail))
             if stage == last:
                 done.append((here, self.logits(x, labels[here])))
             elif self.early_exit:
@@ -243,26 +246,32 @@ class FusionMaskHead(nn.Module):
         truth: Truth,
         stage: int = 0,
     ) -> dict[str, Tensor]:
-        """Mask loss of each RoI at the stage where it ends, ``[R]``."""
-        parts = self._stages(features, rois, labels)
-        sides = self.sides if len(parts) > 1 else self.sides[-1:]
-        losses = [
-            self.criterion(logits, truth(side)[here])
-            for side, (here, logits) in zip(sides, parts, strict=True)
-        ]
-        return {"mask": torch.cat(losses)[torch.cat([here for here, _ in parts]).argsort()]}
+        """Mask loss of each RoI at the stage where it ends, ``[R]``.
+
+        On a CPU a few RoIs at a time are quicker than all at once. With ``checkpoint`` no more than
+        what these few need is kept for the gradient.
+        """
+
+        def some(here: Tensor, *features: Tensor) -> Tensor:
+            parts = self._stages(features, rois[here], labels[here])
+            sides = self.sides if len(parts) > 1 else self.sides[-1:]
+            losses = [
+                self.criterion(logits, truth(side)[here[place]])
+                for side, (place, logits) in zip(sides, parts, strict=True)
+            ]
+            return torch.cat(losses)[torch.cat([place for place, _ in parts]).argsort()]
+
+        every = torch.arange(rois.shape[0], device=rois.device)
+        grouped = self.checkpoint or rois.device.type == "cpu"
+        groups = torch.split(every, GROUP) if grouped else [every]
+        losses = [again(some, here, *features, on=self.checkpoint) for here in groups]
+        return {"mask": torch.cat(losses)}
 
 
 def _in_turn(layers: nn.ModuleList, x: Tensor) -> Tensor:
     for layer in layers:
         x = layer(x)
     return x
-
-
-def _fuse(auxiliary: nn.Module, context: nn.Module, x: Tensor, detail: Tensor) -> Tensor:
-    """A stage: what came before and the auxiliary line, added, in context."""
-    fused: Tensor = context(x + auxiliary(detail))
-    return fused
 
 
 class Detail(nn.Module):
