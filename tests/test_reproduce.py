@@ -3,6 +3,7 @@ import importlib
 import json
 import math
 import re
+import shutil
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -328,7 +329,6 @@ def test_all_methods_learn_from_the_same_and_fill_the_page(study, tmp_path, monk
             recipes["mask_rcnn"].train,
         )
     monkeypatch.setattr(script, "PICTURES", (4, 2))
-    monkeypatch.setattr(script, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(script, "DOCS", tmp_path / "docs")
     monkeypatch.setattr(script, "TRAIN", {**script.TRAIN, "steps": 1})
     monkeypatch.setattr(script, "ROUNDS", 1)
@@ -336,6 +336,7 @@ def test_all_methods_learn_from_the_same_and_fill_the_page(study, tmp_path, monk
     begin, end = script.MARKERS
     (tmp_path / "docs/methods.md").write_text(f"before\n{begin}\nold\n{end}\nafter\n")
     arguments = ["all_methods.py", "--work", str(tmp_path / "work"), "--only", "mask_rcnn,solo"]
+    arguments += ["--results", str(tmp_path / "results")]
     monkeypatch.setattr("sys.argv", [*arguments, "--seeds", "0"])
     script.main()
     page = (tmp_path / "docs/methods.md").read_text()
@@ -352,6 +353,14 @@ def test_all_methods_learn_from_the_same_and_fill_the_page(study, tmp_path, monk
     monkeypatch.setattr("sys.argv", [*arguments, "--seeds", "0", "--train"])
     script.main()  # all is there
     assert [file.stat().st_mtime_ns for file in before] == stamps
+    # elsewhere, without the models, nothing is lost
+    drawn = (tmp_path / "docs/images/methods.png").read_bytes()
+    shutil.rmtree(tmp_path / "work")
+    monkeypatch.setattr("sys.argv", [*arguments, "--seeds", "0"])
+    script.main()
+    assert "no model of mask_rcnn, solo: times and picture stay" in capsys.readouterr().err
+    assert (tmp_path / "docs/methods.md").read_text() == page
+    assert (tmp_path / "docs/images/methods.png").read_bytes() == drawn
     monkeypatch.setattr("sys.argv", ["all_methods.py", "--only", "maskrcnn"])
     with pytest.raises(SystemExit, match="error: maskrcnn: choose of mask_rcnn, "):
         script.main()

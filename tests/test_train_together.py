@@ -291,11 +291,27 @@ def test_machines_that_never_come_are_missed(pictures, tmp_path):
     started = machines(recipe(pictures, "train.steps=2"), run, before=impatient)
     assert join(started) == [2, 0]
     assert re.fullmatch(
-        r"InputError: the processes of this run did not all come to 127.0.0.1:\d+ in 0:00:01 "
-        "hours: start the same command on every machine, with the same address and port",
+        r"InputError: the processes of this run did not come together at 127.0.0.1:\d+ \(Timed out "
+        r".*\): start the same command on every machine within 0:00:01 hours, with the same "
+        "address and a free port",
         said(run, 0),
     )
     assert not (run / "last").exists()
+
+
+def test_a_port_in_use_is_named(pictures, tmp_path, monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        monkeypatch.setitem(globals(), "free_port", lambda: taken.getsockname()[1])
+
+        def first(rank):
+            if rank == 1:
+                os._exit(0)
+
+        used = recipe(pictures, "train.steps=2")
+        assert join(machines(used, tmp_path / "run", before=first)) == [2, 0]
+        assert re.search(r"together at 127.0.0.1:\d+ \(.*in use.*\): ", said(tmp_path / "run", 0))
 
 
 def test_launchers_say_how_many_processes_there_are(monkeypatch):

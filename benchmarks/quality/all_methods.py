@@ -1,13 +1,15 @@
 """Every method on the demo's pictures, with the demo's trunk and budget.
 
     python benchmarks/quality/all_methods.py [--seeds 0,1,2] [--only NAME,NAME] [--work FOLDER]
+        [--results FOLDER]
     python benchmarks/quality/all_methods.py --table
 
 Trains each method once a seed as ``brefine demo`` trains its two; runs that are finished are left
 alone and interrupted ones go on, so stop it and start it as you like. Each run leaves a json in
-``results/toy``. In the end, or with ``--table`` at once, models of the lowest seed take turns to
-predict the same pictures, and docs/methods.md gets the table, and docs/images/methods.png every
-method's outlines of the same objects.
+``results/toy``; with ``--results`` and another folder all are run anew. In the end, or with
+``--table`` at once, docs/methods.md gets the table. If the models of the lowest seed are all in the
+work folder they take turns to predict the same pictures, which gives ``costs.json``, and draw
+docs/images/methods.png, every method's outlines of the same objects; else both stay as they are.
 """
 
 from __future__ import annotations
@@ -91,6 +93,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--only", default="", metavar="NAME,NAME")
     parser.add_argument("--work", type=Path, default=Path("runs/toy_methods"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true", help="from the runs that are there")
     parser.add_argument("--train", action="store_true", help="train alone, no table")
     options = parser.parse_args()
@@ -103,19 +106,19 @@ def main() -> None:
             for seed in seeds:
                 for name in names:
                     console.rule(f"{name}, seed {seed}")
-                    learn(name, seed, options.work)
+                    learn(name, seed, options.work, options.results)
         if not options.train:
-            write(options.work, min(seeds))
+            write(options.work, options.results, min(seeds))
     except InputError as error:
         raise SystemExit(f"error: {error}") from None
 
 
-def learn(name: str, seed: int, work: Path) -> None:
+def learn(name: str, seed: int, work: Path, results: Path) -> None:
     """One run, unless its result is there."""
-    if (RESULTS / f"{name}-{seed}.json").is_file():
+    if (results / f"{name}-{seed}.json").is_file():
         return
     recipe = recipe_of(name, seed, prepare(work, seed))
-    run(f"{name}-{seed}", recipe, runs=work / "runs", results=RESULTS, commit=describe_commit())
+    run(f"{name}-{seed}", recipe, runs=work / "runs", results=results, commit=describe_commit())
 
 
 def recipe_of(name: str, seed: int, folder: Path) -> Recipe:
@@ -141,28 +144,37 @@ def prepare(work: Path, seed: int) -> Path:
     return folder
 
 
-def write(work: Path, seed: int) -> None:
-    """The table and the picture, of what there is."""
+def write(work: Path, folder: Path, seed: int) -> None:
+    """The table, of what there is in ``folder``, and the picture if ``work`` has the models."""
     results: dict[str, list[dict[str, Any]]] = {}
     for name in VARIANTS:
-        files = sorted(RESULTS.glob(f"{name}-[0-9]*.json"))
+        files = sorted(folder.glob(f"{name}-[0-9]*.json"))
         results[name] = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-    folders = {name: work / "runs" / f"{name}-{seed}" / "best" for name in VARIANTS}
-    folders = {name: folder for name, folder in folders.items() if folder.is_dir()}
-    if not folders:
-        raise InputError(f"{work}: no model of seed {seed}: train first")
-    dataset = CocoSet(prepare(work, seed) / "val.json")
-    predictors = {name: Predictor.load(folder, "cpu") for name, folder in folders.items()}
-    costs = measure(predictors, [p.file for p in dataset.pictures[:TIMED]])
+    if not any(results.values()):
+        raise InputError(f"{folder}: no results: run without --table")
+    ready = [name for name in VARIANTS if (folder / f"{name}-{seed}.json").is_file()]
+    models = {name: work / "runs" / f"{name}-{seed}" / "best" for name in ready}
+    stored, costs = folder / "costs.json", {}
+    if absent := [name for name, model in models.items() if not model.is_dir()]:
+        line = f"{work}: no model of {', '.join(absent)}: times and picture stay"
+        console.print(line, soft_wrap=True, markup=False)
+        if stored.is_file():
+            costs = json.loads(stored.read_text(encoding="utf-8"))
+    else:
+        dataset = CocoSet(prepare(work, seed) / "val.json")
+        predictors = {name: Predictor.load(model, "cpu") for name, model in models.items()}
+        costs = measure(predictors, [p.file for p in dataset.pictures[:TIMED]])
+        with replacing(stored) as aside:
+            aside.write_text(json.dumps(costs, indent=1) + "\n", encoding="utf-8")
+        plain = {name: each for name, each in predictors.items() if name in METHODS}
+        with replacing(DOCS / "images" / "methods.png") as aside:
+            draw(plain, dataset).save(aside, "PNG", optimize=True)
     text = table(results, costs)
     print(text)
     page = DOCS / "methods.md"
     with replacing(page) as aside:
         old = page.read_text(encoding="utf-8")
         aside.write_text(fill(old, text, str(page), MARKERS), encoding="utf-8")
-    with replacing(DOCS / "images" / "methods.png") as aside:
-        plain = {name: each for name, each in predictors.items() if name in METHODS}
-        draw(plain, dataset).save(aside, "PNG", optimize=True)
 
 
 def measure(

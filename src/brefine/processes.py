@@ -127,13 +127,19 @@ class Pulse(L.Callback):
         if self.rank == 0:  # the store goes with this process
             time.sleep(2 * BEAT)
 
-    def explain(self) -> Stopped | InputError:
-        """What to raise when a sum over the processes failed; waits until we know who has gone."""
-        if self.store is None:
+    def explain(self, error: BaseException) -> Stopped | InputError:
+        """What to raise when something done by all processes failed; waits until we know why.
+
+        Args:
+            error: what it failed with.
+        """
+        if self.store is None:  # they never met
+            env, (cause, *_) = os.environ, str(error).splitlines() or [type(error).__name__]
             return InputError(
-                f"the processes of this run did not all come to {os.environ.get('MASTER_ADDR')}:"
-                f"{os.environ.get('MASTER_PORT')} in {MEETING} hours: "
-                "start the same command on every machine, with the same address and port"
+                "the processes of this run did not come together at "
+                f"{env.get('MASTER_ADDR')}:{env.get('MASTER_PORT')} ({cause[:200]}): start the "
+                f"same command on every machine within {MEETING} hours, with the same address and "
+                "a free port"
             )
         end = time.monotonic() + SILENCE
         while time.monotonic() < end:

@@ -231,7 +231,7 @@ def train(
                 raise InputError(explain_memory(recipe, sizes, objects)) from None
             if world == 1 or not processes.lost_touch(error):
                 raise
-            raise pulse.explain() from None
+            raise pulse.explain(error) from None
         finally:
             torch.use_deterministic_algorithms(strict, warn_only=strict_warns)
     if stopped := checkpoints.stopped():
