@@ -53,6 +53,9 @@ BASE = {
 HEADS: dict[str, tuple[str, dict[str, Any]]] = {
     "Mask R-CNN": ("mask_rcnn", {}),
     "full": ("brefine", {}),
+    "full, 2 convs": ("brefine", {"num_convs": 2}),
+    "full, shared detail": ("brefine", {"detail": 64}),
+    "full, narrow": ("brefine", {"widths": (64, 48, 32)}),
     "light": ("brefine", {"widths": (64, 48, 32), "detail": 64}),
     "light, 3 detail convs": (
         "brefine",

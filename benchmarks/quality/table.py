@@ -84,7 +84,7 @@ def fill(page: str, text: str, name: str, markers: tuple[str, str] = MARKERS) ->
 
 def tables(results: Results) -> str:
     """Everything that the page shows, as Markdown."""
-    parts = [provenance(results)]
+    parts = [provenance(results), "![Methods side by side](images/quality.svg)"]
     for name in [name for name in SETS if any(cell.set == name for cell in results)]:
         parts.append(f"### {name}")
         parts.append(main_table(results, name))
