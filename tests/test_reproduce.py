@@ -294,6 +294,15 @@ def test_cells_of_the_study_differ_in_one_change(study, tmp_path):
             assert recipe.model.options["detector"] == first.model.options["detector"]
 
 
+@pytest.mark.parametrize("given", ["nuclei", "nuclei=", "=data", "="])
+def test_a_source_without_name_or_path_is_named(study, given, monkeypatch, capsys):
+    study, _ = study
+    monkeypatch.setattr("sys.argv", ["study.py", "--data", given, "--list"])
+    with pytest.raises(SystemExit, match="2"):
+        study.main()
+    assert f"{given!r} is not NAME=PATH" in capsys.readouterr().err
+
+
 def test_one_class_is_made_of_a_set(study):
     study, _ = study
     content = {

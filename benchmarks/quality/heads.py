@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from study import source
 from torch import Tensor, nn
 
 from brefine import weights
@@ -73,7 +74,7 @@ MARKERS = "<!-- made by benchmarks/quality/heads.py -->", "<!-- end of heads -->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", action="append", default=[], metavar="NAME=PATH")
+    parser.add_argument("--data", type=source, action="append", default=[], metavar="NAME=PATH")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", choices=list(HEADS), default=list(HEADS))
@@ -90,7 +91,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as place:
             toy.draw(Path(place) / "toy", train=400, val=100, seed=0)
             folders = {"toy": Path(place) / "toy"}
-            folders |= {name: Path(path) for name, path in (d.split("=", 1) for d in options.data)}
+            folders |= dict(options.data)
             for seed in options.seeds:
                 for name, folder in folders.items():
                     for head in options.only:

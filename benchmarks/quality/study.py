@@ -106,7 +106,7 @@ def cells() -> Iterator[Cell]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", action="append", default=[], metavar="NAME=PATH")
+    parser.add_argument("--data", type=source, action="append", default=[], metavar="NAME=PATH")
     parser.add_argument("--only", default="", metavar="set=,variant=,seed=")
     parser.add_argument("--list", action="store_true", help="say which cells there are, and stop")
     parser.add_argument(
@@ -115,7 +115,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=HERE / "results" / STUDY)
     options = parser.parse_args()
     wanted = dict(part.split("=", 1) for part in options.only.split(",") if part)
-    sources = {name: Path(path) for name, path in (each.split("=", 1) for each in options.data)}
+    sources = dict(options.data)
     chosen = [cell for cell in cells() if _matches(cell, wanted) and _can_run(cell, sources)]
     todo = [cell for cell in chosen if not (options.results / f"{cell}.json").is_file()]
     if options.list:
@@ -135,6 +135,18 @@ def main() -> int:
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def source(text: str) -> tuple[str, Path]:
+    """``NAME=PATH`` of the command line.
+
+    Raises:
+        argparse.ArgumentTypeError: it is not of that form.
+    """
+    name, sign, path = text.partition("=")
+    if not (name and sign and path):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=PATH, like nuclei=data/nuclei")
+    return name, Path(path)
 
 
 def run_cell(cell: Cell, data: dict[str, Any], runs: Path, results: Path, commit: str) -> None:

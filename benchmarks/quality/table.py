@@ -53,8 +53,12 @@ def main() -> None:
     print(text)
     picture = options.docs.parent / "images/quality.svg"
     page = options.docs.read_text(encoding="utf-8")
+    try:
+        filled = fill(page, text, str(options.docs))
+    except InputError as error:
+        raise SystemExit(f"error: {error}") from None
     with replacing(options.docs) as aside:
-        aside.write_text(fill(page, text, str(options.docs)), encoding="utf-8")
+        aside.write_text(filled, encoding="utf-8")
     with replacing(picture) as aside:
         aside.write_text(draw(results), encoding="utf-8")
 
