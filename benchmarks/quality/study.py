@@ -42,6 +42,15 @@ SETS: dict[str, dict[str, Any]] = {
     "person": {"short_side": (272, 368, 320), "long_side": 448},
     "object": {"short_side": (272, 368, 320), "long_side": 448},
 }
+#: and what the detector needs: nuclei are smaller than other objects, and there are up to 250
+DETECTORS: dict[str, dict[str, Any]] = {
+    "nuclei": {
+        "anchor_scale": 4,
+        "candidates": [500, 1000],
+        "proposals": [200, 400],
+        "detections": 300,
+    },
+}
 TOY = (400, 100)  # pictures to learn from, to test on
 MOST = 100  # photographs to test on
 
@@ -163,7 +172,11 @@ def recipe_of(cell: Cell, data: dict[str, Any], runs: Path) -> Recipe:
     small = shrink(Recipe.load(RECIPES / f"{name}.yaml"), {**SETS[cell.set], **data})
     earlier = runs / str(cell._replace(variant="mask_rcnn")) / "best"
     return small.with_settings(
-        [f"train.seed={cell.seed}", *(each.format(mask_rcnn=earlier) for each in settings)]
+        [
+            f"train.seed={cell.seed}",
+            *(f"{_DETECTOR}.{key}={value}" for key, value in DETECTORS.get(cell.set, {}).items()),
+            *(each.format(mask_rcnn=earlier) for each in settings),
+        ]
     )
 
 
