@@ -66,6 +66,11 @@ HEADS: dict[str, tuple[str, dict[str, Any]]] = {
     "full, early exit": ("brefine", {"early_exit": 1.0}),
     "light, early exit": ("brefine", {"widths": (64, 48, 32), "detail": 64, "early_exit": 1.0}),
     "2 stages": ("brefine", {"stages": 2}),
+    "full, GroupNorm": ("brefine", {"norm": "group"}),
+    "light, GroupNorm": ("brefine", {"widths": (64, 48, 32), "detail": 64, "norm": "group"}),
+    "full, 256 channels": ("brefine", {"channels": 256}),
+    # that of the recipes brefine_light_*_1x
+    "light, 256 channels": ("brefine", {"channels": 256, "widths": (256, 128, 64), "detail": 64}),
 }
 SIZES = {"short_side": (256,), "long_side": 512, "flip": 0.5, "workers": 0}
 MOST = 24  # boxes a batch of 2 pictures
@@ -125,7 +130,7 @@ def keep(results: Mapping[str, Any], file: Path) -> None:
 def build(head: str, classes: int) -> TwoStage:
     """A model with this mask head and ImageNet's trunk."""
     method, more = HEADS[head]
-    model = create(method, classes, **BASE, **more)
+    model = create(method, classes, **{**BASE, **more})
     assert isinstance(model, TwoStage)
     return model
 
