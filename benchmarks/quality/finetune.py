@@ -164,7 +164,7 @@ def write_table(results: Iterable[dict[str, Any]]) -> None:
             f"{100 * mean(one['values'][key] for one in runs):.1f}" for key in COLUMNS.values()
         ]
         minutes = [s / 60 for one in runs if (s := one["training_cpu_seconds"]) is not None]
-        cells.append(f"{mean(one['last_logged_step'] for one in runs):.0f}")
+        cells.append(f"{mean(one['steps'] for one in runs):.0f}")
         cells += [f"{mean(minutes):.0f}" if minutes else "-", str(len(runs))]
         lines.append("| " + " | ".join(cells) + " |")
     table = "\n".join(lines) if groups else "No run is stored yet."
