@@ -42,13 +42,15 @@ def test_both_variants_run_and_stand_in_the_table(
     monkeypatch.setattr("sys.argv", arguments)
     benchmark_module.main()
     rows = benchmark_module.DOCS.read_text().splitlines()
-    assert rows[0] == "before" and rows[-1] == "after"
+    assert rows[0] == "before"
+    assert rows[-1] == "after"
     assert [row.split(" | ")[:3] for row in rows if row.startswith("| set")][1:] == [
         ["| set", "6", "defaults"],
         ["| set", "6", "preset"],
     ]
     found = json.loads((tmp_path / "results/set-6-preset-0.json").read_text())
-    assert found["steps"] == 2 and found["test_pictures"] == 2
+    assert found["steps"] == 2
+    assert found["test_pictures"] == 2
     times = [file.stat().st_mtime_ns for file in sorted((tmp_path / "results").iterdir())]
     assert len(times) == 2
     benchmark_module.main()  # nothing is run again
