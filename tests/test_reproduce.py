@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 import xml.etree.ElementTree as ET
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -460,3 +461,22 @@ def test_the_study_runs_a_cell_once_and_its_table_is_filled_in(
     table.main()
     assert "| Mask R-CNN | 1 |" in page.read_text()
     ET.parse(page.parent / "images/quality.svg")
+
+
+def test_finer_grids_hold_masks_better(study, tmp_path, monkeypatch, capsys):
+    grid = importlib.import_module("grid")
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{grid.MARKERS[0]}\n{grid.MARKERS[1]}\nafter\n")
+    monkeypatch.setattr(study[0].toy, "draw", partial(study[0].toy.draw, size=(96, 128)))
+    monkeypatch.setattr(study[0], "TOY", (1, 3))
+    monkeypatch.setattr("sys.argv", ["grid.py", "--docs", str(page)])
+    grid.main()
+    assert "nuclei: left out" in capsys.readouterr().out
+    (row,) = [line for line in page.read_text().splitlines() if line.startswith("| toy")]
+    name, side, *ceilings = row.strip("| ").split(" | ")
+    # the short side of 96 becomes 256, unless the long one of 128 would be more than 384
+    assert name == "toy"
+    assert 10 < int(side) < 256
+    found = [float(value) for value in ceilings[:4]]
+    assert found == sorted(found)
+    assert 50 < found[0] < found[2] < 100

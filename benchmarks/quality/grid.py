@@ -1,0 +1,89 @@
+"""How good masks of S x S cells can be at all: the training targets themselves, pasted.
+
+    python benchmarks/quality/grid.py [--data nuclei=PATH] [--data coco=PATH] [--docs FILE]
+
+No model: each true mask is cut to S x S in its true box as a mask head's target is, pasted back
+as a prediction is, and compared with itself. The difference between two grids is the most that a
+finer one can win on a set. The sets to test on are those of study.py. The table in
+docs/quality.md is written anew; nothing is stored.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from study import HERE, SETS, prepare, source
+from table import fill
+
+from brefine.data.coco import CocoSet
+from brefine.data.pictures import network_size
+from brefine.data.read import read
+from brefine.files import replacing
+from brefine.metrics.mask_quality import measure, summarise
+from brefine.parts.masks import crop
+from brefine.progress import Progress
+
+SIDES = (14, 28, 56, 112)
+MARKERS = "<!-- grid: begin -->", "<!-- grid: end -->"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=source, action="append", default=[], metavar="NAME=PATH")
+    parser.add_argument("--docs", type=Path, default=HERE.parents[1] / "docs/quality.md")
+    options = parser.parse_args()
+    sources = dict(options.data)
+    rows = []
+    with tempfile.TemporaryDirectory() as place:
+        for name in SETS:
+            if name != "toy" and (name if name == "nuclei" else "coco") not in sources:
+                print(f"{name}: left out: no --data for it")
+                continue
+            data = prepare(name, sources, Path(place))
+            sides = SETS[name]["short_side"][-1], SETS[name]["long_side"]
+            rows.append(line(name, read(data["val"], data["images"]), sides))
+    heads = ["set", "median side, px", "boundary IoU at 14", *map(str, SIDES[1:])]
+    heads += ["large objects at 14", *map(str, SIDES[1:])]
+    table = "\n".join(
+        f"| {' | '.join(cells)} |" for cells in [heads, ["---"] + ["---:"] * 9, *rows]
+    )
+    print(table)
+    page = options.docs.read_text(encoding="utf-8")
+    with replacing(options.docs) as aside:
+        aside.write_text(fill(page, table, str(options.docs), MARKERS), encoding="utf-8")
+
+
+def line(name: str, dataset: CocoSet, limits: tuple[int, int]) -> list[str]:
+    """Cells of a set: sides of boxes in pictures of ``limits`` (short, long side), and ceilings."""
+    sides: list[float] = []
+    for index, picture in enumerate(dataset.pictures):
+        x1, y1, x2, y2 = dataset.target(index).boxes.T
+        scale = network_size(picture.size, *limits)[0] / picture.size[0]
+        sides += (scale * ((x2 - x1) * (y2 - y1)).sqrt()).tolist()
+    found = [ceiling(dataset, side) for side in SIDES]
+    keys = "given_boxes/boundary_iou", "given_boxes/boundary_iou_L"
+    figures = [f"{100 * each[key]:.1f}" for key in keys for each in found]
+    return [name, f"{statistics.median(sides):.0f}", *figures]
+
+
+def ceiling(dataset: CocoSet, side: int) -> dict[str, float]:
+    """As `evaluate.mask_quality`, of masks that are the targets of a head of ``side`` cells."""
+    objects = []
+    with Progress(f"{dataset.path.parent.name}, {side} x {side}", len(dataset)) as progress:
+        for index in range(len(dataset)):
+            target = dataset.target(index)
+            if len(target) and target.masks is not None:
+                every = torch.arange(len(target))
+                cut = crop(target.masks, target.boxes, every, side, target.size)
+                objects += measure(replace(target, logits=cut - 0.5), target)
+            progress.advance(1)
+    return summarise(objects)
+
+
+if __name__ == "__main__":
+    main()
