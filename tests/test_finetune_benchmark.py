@@ -17,6 +17,7 @@ def benchmark_module(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """The script, with a page and settings of a tiny run."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks/quality"))
     module = importlib.import_module("finetune")
+    monkeypatch.setattr(module.torch, "set_num_threads", lambda _: None)  # as conftest has it
     preset, with_settings = module.finetune, Recipe.with_settings
     monkeypatch.setattr(
         module, "finetune", lambda *a, settings, **k: preset(*a, settings=settings + tiny, **k)
