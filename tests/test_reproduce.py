@@ -282,6 +282,9 @@ def test_cells_of_the_study_differ_in_one_change(study, tmp_path):
         recipe = study.recipe_of(cell, data, tmp_path)
         base.setdefault(name, recipe)  # methods come first, as they are
         assert recipe.train.seed == 1
+        for key, value in study.DETECTORS["nuclei"].items():
+            found = recipe.model.options["detector"][key]
+            assert (list(found) if isinstance(value, list) else found) == value
         # same pictures, steps and schedule for all methods
         first = next(iter(base.values()))
         changed = {each.split("=")[0].split(".")[0] for each in settings}
@@ -470,8 +473,12 @@ def test_finer_grids_hold_masks_better(study, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study[0].toy, "draw", partial(study[0].toy.draw, size=(96, 128)))
     monkeypatch.setattr(study[0], "TOY", (1, 3))
     monkeypatch.setattr("sys.argv", ["grid.py", "--docs", str(page)])
+    before = page.read_text()
     grid.main()
     assert "nuclei: left out" in capsys.readouterr().out
+    assert page.read_text() == before  # rows of other sets are not lost
+    monkeypatch.setattr(grid, "SETS", {"toy": grid.SETS["toy"]})
+    grid.main()
     (row,) = [line for line in page.read_text().splitlines() if line.startswith("| toy")]
     name, side, *ceilings = row.strip("| ").split(" | ")
     # the short side of 96 becomes 256, unless the long one of 128 would be more than 384
@@ -480,3 +487,19 @@ def test_finer_grids_hold_masks_better(study, tmp_path, monkeypatch, capsys):
     found = [float(value) for value in ceilings[:4]]
     assert found == sorted(found)
     assert 50 < found[0] < found[2] < 100
+
+
+@pytest.mark.parametrize("script", ["study", "grid"])
+@pytest.mark.parametrize("name", ["nuclei", "coco"])
+def test_a_folder_that_is_not_there_is_named(study, script, name, tmp_path, monkeypatch, capsys):
+    module = importlib.import_module(script)
+    folder = tmp_path / "nowhere"
+    more = {
+        "study": ["--work", str(tmp_path / "work"), "--results", str(tmp_path / "results")],
+        "grid": ["--docs", str(tmp_path / "page.md")],
+    }
+    monkeypatch.setattr("sys.argv", [script, "--data", f"{name}={folder}", *more[script]])
+    with pytest.raises(SystemExit, match="2"):
+        module.main()
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"{folder}/train.json is not there" in error

@@ -1,11 +1,12 @@
-"""How good masks of S x S cells can be at all: the training targets themselves, pasted.
+"""How good masks of S x S cells are that are right in each cell: training targets, pasted.
 
     python benchmarks/quality/grid.py [--data nuclei=PATH] [--data coco=PATH] [--docs FILE]
 
 No model: each true mask is cut to S x S in its true box as a mask head's target is, pasted back
-as a prediction is, and compared with itself. The difference between two grids is the most that a
-finer one can win on a set. The sets to test on are those of study.py. The table in
-docs/quality.md is written anew; nothing is stored.
+as a prediction is, and compared with itself: the figures of a head that learnt its targets
+exactly. (Values between 0 and 1 can place an edge within a cell, so it is no strict limit.) The
+sets to test on are those of study.py. The table in docs/quality.md is written anew when all sets
+are there; nothing is stored.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from study import HERE, SETS, prepare, source
+from study import HERE, SETS, available, prepare, source
 from table import fill
 
 from brefine.data.coco import CocoSet
@@ -27,6 +28,7 @@ from brefine.files import replacing
 from brefine.metrics.mask_quality import measure, summarise
 from brefine.parts.masks import crop
 from brefine.progress import Progress
+from brefine.structures import InputError
 
 SIDES = (14, 28, 56, 112)
 MARKERS = "<!-- grid: begin -->", "<!-- grid: end -->"
@@ -37,11 +39,22 @@ def main() -> None:
     parser.add_argument("--data", type=source, action="append", default=[], metavar="NAME=PATH")
     parser.add_argument("--docs", type=Path, default=HERE.parents[1] / "docs/quality.md")
     options = parser.parse_args()
-    sources = dict(options.data)
+    try:
+        write(dict(options.data), options.docs)
+    except InputError as error:
+        parser.error(str(error))
+
+
+def write(sources: dict[str, Path], docs: Path) -> None:
+    """Print the table, and put it into the page if no set is left out.
+
+    Raises:
+        InputError: a PATH or the page does not hold what it must.
+    """
     rows = []
     with tempfile.TemporaryDirectory() as place:
         for name in SETS:
-            if name != "toy" and (name if name == "nuclei" else "coco") not in sources:
+            if not available(name, sources):
                 print(f"{name}: left out: no --data for it")
                 continue
             data = prepare(name, sources, Path(place))
@@ -49,13 +62,15 @@ def main() -> None:
             rows.append(line(name, read(data["val"], data["images"]), sides))
     heads = ["set", "median side, px", "boundary IoU at 14", *map(str, SIDES[1:])]
     heads += ["large objects at 14", *map(str, SIDES[1:])]
-    table = "\n".join(
-        f"| {' | '.join(cells)} |" for cells in [heads, ["---"] + ["---:"] * 9, *rows]
-    )
+    cells = [heads, ["---"] + ["---:"] * (len(heads) - 1), *rows]
+    table = "\n".join(f"| {' | '.join(each)} |" for each in cells)
     print(table)
-    page = options.docs.read_text(encoding="utf-8")
-    with replacing(options.docs) as aside:
-        aside.write_text(fill(page, table, str(options.docs), MARKERS), encoding="utf-8")
+    if len(rows) < len(SETS):
+        print(f"{docs}: left as it is")
+        return
+    page = fill(docs.read_text(encoding="utf-8"), table, str(docs), MARKERS)
+    with replacing(docs) as aside:
+        aside.write_text(page, encoding="utf-8")
 
 
 def line(name: str, dataset: CocoSet, limits: tuple[int, int]) -> list[str]:

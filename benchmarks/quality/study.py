@@ -131,7 +131,12 @@ def main() -> int:
         for cell in chosen:
             print(f"{cell}{'' if cell in todo else '  done'}")
         return 0
-    sets = {name: prepare(name, sources, options.work / "sets") for name in {c.set for c in todo}}
+    try:
+        sets = {
+            name: prepare(name, sources, options.work / "sets") for name in {c.set for c in todo}
+        }
+    except InputError as error:
+        parser.error(str(error))
     commit = describe_commit()
     failed = []
     for number, cell in enumerate(todo, 1):
@@ -180,8 +185,21 @@ def recipe_of(cell: Cell, data: dict[str, Any], runs: Path) -> Recipe:
     )
 
 
+def available(name: str, sources: dict[str, Path]) -> bool:
+    """Whether a set is drawn, or there is a PATH for it."""
+    return name == "toy" or (name if name == "nuclei" else "coco") in sources
+
+
 def prepare(name: str, sources: dict[str, Path], work: Path) -> dict[str, Any]:
-    """The json files of a set, drawn or derived in ``work`` if need be, as a data section."""
+    """The json files of a set, drawn or derived in ``work`` if need be, as a data section.
+
+    Raises:
+        InputError: a PATH does not hold what it must.
+    """
+    for path in sources.values():
+        for part in ("train.json", "val.json", "images"):
+            if not (path / part).exists():
+                raise InputError(f"{path / part} is not there: --data needs {part} in {path}")
     folder = work / name
     if name == "toy":
         if not (folder / "train.json").is_file():
@@ -231,7 +249,7 @@ def _matches(cell: Cell, wanted: dict[str, str]) -> bool:
 def _can_run(cell: Cell, sources: dict[str, Path]) -> bool:
     if not (RECIPES / f"{VARIANTS[cell.variant][0]}.yaml").is_file():
         return False
-    return cell.set == "toy" or (cell.set if cell.set == "nuclei" else "coco") in sources
+    return available(cell.set, sources)
 
 
 def describe_commit() -> str:
