@@ -41,6 +41,7 @@ from page import (
     write_results,
     write_tables,
 )
+from speed import settle
 
 ROOT = Path(__file__).parent.parent
 MODELS = ["brefine_lite0", "brefine_light_lite0", "brefine_light_r50_1x", "brefine_r50_1x"]
@@ -100,27 +101,7 @@ def save(folder: Path, name: str, classes: int) -> None:
     torch.manual_seed(0)
     recipe = Recipe.load(ROOT / f"recipes/{name}.yaml")
     model: Any = create(recipe.model.method, classes, **recipe.model.options)
-    # Random weights: without statistics of their own, what norms hand on grows with depth.
-    model.trunk.body.train()
-    for norm in model.trunk.body.modules():
-        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
-            norm.train()
-            norm.momentum = None
-    with torch.no_grad():
-        for _ in range(3):
-            model.trunk.body(torch.randn(2, 3, 256, 256))
-    for norm in model.modules():  # weights of 1 and biases of 0 would be left out of a graph
-        if isinstance(norm, nn.GroupNorm):
-            nn.init.uniform_(norm.weight, 0.5, 1.5)
-            nn.init.uniform_(norm.bias, -0.1, 0.1)
-    # Boxes and scores that differ, so that which come first is no matter of the last digit.
-    for layer, scale in (
-        (model.rpn.objectness, 20),
-        (model.rpn.deltas, 3),
-        (model.box_head.classes, 10),
-        (model.box_head.deltas, 100),
-    ):
-        layer.weight.data *= scale
+    settle(model)
     table = [Category(i, str(i)) for i in range(1, classes + 1)]
     weights.save(folder, model.eval(), recipe, table)
 

@@ -175,7 +175,10 @@ class Bench:
             for case, ways in todo:
                 if ways:
                     measured = self._take_turns(case, ways, progress)
-                    results["cases"].setdefault(_key(case), {}).update(measured)
+                    known = results["cases"].setdefault(_key(case), {})
+                    if known.keys() - measured.keys():
+                        del measured["torchvision"]  # stays as it was beside the others
+                    known.update(measured)
                     write_results(options.results, results)
         detections = 100 if 100 in options.detections else max(options.detections)
         for side in options.short_side:
@@ -452,27 +455,41 @@ def settle(model: Any) -> Any:
         norm.train()
         norm.reset_running_stats()
         norm.momentum = None
-    noise = torch.randn(2, 3, 192, 256, generator=torch.Generator().manual_seed(0))
-    body(noise)
+    # smooth pictures and noise: one is a stranger to the other's statistics, and scores are all 1
+    random = torch.rand(4, 3, 12, 16, generator=torch.Generator().manual_seed(0))
+    smooth = functional.interpolate(255 * random, size=(192, 256), mode="bicubic").clamp(0, 255)
+    noise = torch.randn(4, 3, 192, 256, generator=torch.Generator().manual_seed(0))
+    pictures = torch.cat([(smooth - model.trunk.mean) / model.trunk.std, noise])
+    body(pictures)
     for norm in norms:
         norm.eval()
-    for block, feature in zip(fpn.inner_blocks, body(noise), strict=True):
+    for block, feature in zip(fpn.inner_blocks, body(pictures), strict=True):
         block[0].weight /= feature.std() + 1e-6
-    for layer, scale in (
-        (model.rpn.objectness, 20),
-        (model.rpn.deltas, 3),
-        (model.box_head.classes, 10),
-        (model.box_head.deltas, 100),
-    ):
-        layer.weight *= scale
+    for norm in model.modules():  # weights of 1 and biases of 0 would be left out of a graph
+        if isinstance(norm, nn.GroupNorm):
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            nn.init.uniform_(norm.bias, -0.1, 0.1)
     pixels = as_pixels(speed.draw_picture((192, 256)))
+    images = Images.stack([pixels])
     forced = speed.Forced.draw((192, 256), 20, 20, model.num_classes)
+    features = model.features(images)
+    _, logits, deltas = model.rpn(features[: len(Backbone.strides)])
+    _spread(model.rpn.objectness, torch.cat(logits, 1), 3)
+    _spread(model.rpn.deltas, torch.cat(deltas, 1), 0.3)
+    logits, deltas = model.box_head(features, torch.cat([torch.zeros(20, 1), forced.boxes], 1))
+    _spread(model.box_head.classes, logits, 2)
+    _spread(model.box_head.deltas, deltas, 1)
     given = Instances(forced.size, forced.boxes, forced.labels)
-    (found,) = model.predict(Images.stack([pixels]), [given])
+    (found,) = model.predict(images, [given])
     for layer in model.mask_head.modules():
         if isinstance(layer, nn.Conv2d) and layer.out_channels == model.num_classes:
             layer.weight *= 4 / found.logits.std()
     return model
+
+
+def _spread(layer: Any, output: Tensor, wanted: float) -> None:
+    """Scale a layer so that its output has this standard deviation."""
+    layer.weight *= wanted / output.std()
 
 
 def _table(classes: int) -> list[Category]:

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -342,6 +342,26 @@ def test_check_refuses_another_model(exports: Callable[[str], Made]) -> None:
     model.mask_head.logits.bias.data = kept
     model.box_head.deltas.bias.data += 0.01
     assert not check(model, session, 96).good
+
+
+def test_check_compares_objects_of_which_the_model_is_sure(folders: dict[str, Path]) -> None:
+    model: Any = weights.load(folders["brefine"]).segmenter
+    model.box_head.classes.bias.data += 1000  # whatever the box: a score of 1
+    counts = []
+
+    def session(pixels: np.ndarray, sizes: np.ndarray, least: float) -> list[np.ndarray]:
+        model.box_head.score_threshold = least
+        found = model.predict(Images(torch.from_numpy(pixels), torch.from_numpy(sizes)))
+        counts.append(sum(map(len, found)))
+        fields = [(one.boxes, one.labels, one.scores, one.logits) for one in found]
+        boxes, labels, scores, logits = map(torch.cat, zip(*fields, strict=True))
+        of = torch.arange(len(found)).repeat_interleave(torch.tensor(list(map(len, found))))
+        return [each.numpy() for each in (boxes, labels, scores, of, logits)]
+
+    assert check(model, cast(Any, session), 64).good
+    asked = np.array(counts).reshape(6, 3)  # many objects, one, none
+    assert (asked[:, :2] > 0).all()
+    assert (asked[:, 2] == 0).all()
 
 
 class Program:

@@ -447,7 +447,10 @@ def check(model: TwoStage, session: Session, short_side: int) -> Parity:
             scores = torch.cat([cast(Tensor, each.scores) for each in found]).sort().values
             for count in (MOST, 1):
                 if count < len(scores):
-                    head.score_threshold = float((scores[-count] + scores[-count - 1]) / 2)
+                    # between two that no rounding takes for equal: some models are sure of many
+                    below = scores[scores < scores[-count] - TIE]
+                    least = float(below[-1] + scores[-count]) / 2 if len(below) else 0.0
+                    head.score_threshold = least
                     found = model.predict(images)
                 _compare(found, _run(session, images, head.score_threshold), parity)
             none = _run(session, images, 1.0)
