@@ -425,8 +425,8 @@ def check(model: TwoStage, session: Session, short_side: int) -> Parity:
     """Compare a file with its model, on drawn pictures.
 
     Three sizes, batches of one and of three, and each with no object, one and as many as the
-    model finds at a threshold of 0, at most the best hundred. So it matters for nothing how well
-    the model was trained.
+    model finds at a threshold of 0, at most the best hundred and their equals. So it matters for
+    nothing how well the model was trained.
 
     Args:
         model: in evaluation mode, on the CPU.
