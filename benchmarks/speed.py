@@ -475,10 +475,10 @@ def settle(model: Any) -> Any:
     features = model.features(images)
     _, logits, deltas = model.rpn(features[: len(Backbone.strides)])
     _spread(model.rpn.objectness, torch.cat(logits, 1), 3)
-    _spread(model.rpn.deltas, torch.cat(deltas, 1), 0.3)
+    _spread(model.rpn.deltas, torch.cat(deltas, 1), 0.1)
     logits, deltas = model.box_head(features, torch.cat([torch.zeros(20, 1), forced.boxes], 1))
     _spread(model.box_head.classes, logits, 2)
-    _spread(model.box_head.deltas, deltas, 1)
+    _spread(model.box_head.deltas, deltas, 0.3)
     given = Instances(forced.size, forced.boxes, forced.labels)
     (found,) = model.predict(images, [given])
     for layer in model.mask_head.modules():
