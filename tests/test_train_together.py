@@ -13,6 +13,7 @@ from datetime import timedelta
 import pytest
 import torch
 from torch import distributed
+from torch.distributed import TCPStore
 
 from brefine import processes, weights
 from brefine.checkpoints import newest
@@ -216,6 +217,20 @@ def test_two_machines_train_one_model_and_go_on_with_it(pictures, tmp_path):
     )
     with pytest.raises(InputError, match="made with 2 processes, now there are 1"):
         train(used, run, resume=True)
+
+
+def test_the_first_process_may_be_the_first_to_end():
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    pulse = processes.Pulse()
+    pulse.rank, pulse.world = 1, 2
+    pulse.store = TCPStore("127.0.0.1", store.port, is_master=False)
+    del store
+    with pytest.raises(RuntimeError):
+        for _ in range(500):  # the first is sent before anybody knows
+            pulse.store.set("key", "")
+            time.sleep(0.01)
+    pulse.on_fit_end()  # has nobody to say goodbye to
+    assert pulse.ended.is_set()
 
 
 @pytest.mark.parametrize("victim", [0, 1])

@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 import time
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -109,7 +110,9 @@ class Pulse(L.Callback):
     def on_fit_end(self, *_: Any) -> None:
         """All that is done together is done."""
         if self.store is not None and not self.ended.is_set():
-            self.store.set(f"beat{self.rank}", "bye")
+            # the store goes with the first process, which may have ended already
+            with suppress(RuntimeError):
+                self.store.set(f"beat{self.rank}", "bye")
         self.ended.set()
 
     def on_exception(self, trainer: L.Trainer, module: Any, exception: BaseException) -> None:
