@@ -322,10 +322,9 @@ def panel(name: str, points: Mapping[str, tuple[float, float]], left: float) -> 
         best = max(best, y)
         parts.append(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="5" fill="{colour}"/>')
         end = px > left + width * 0.7
-        anchor, dx = ("end", -8) if end else ("start", 8)
-        parts.append(
-            f'<text x="{px + dx:.1f}" y="{py + 4:.1f}" text-anchor="{anchor}">{escape(head)}</text>'
-        )
+        anchor, dx, dy = ("end", 5, -9) if end else ("start", 8, 4)
+        text = f'x="{px + dx:.1f}" y="{py + dy:.1f}" text-anchor="{anchor}"'
+        parts.append(f"<text {text}>{escape(head)}</text>")
     return "".join(parts)
 
 
