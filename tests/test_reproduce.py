@@ -14,6 +14,7 @@ from PIL import Image
 
 from brefine import cli, reproduce
 from brefine.data import toy
+from brefine.data.read import read
 from brefine.methods import METHODS, create
 from brefine.recipe import Recipe
 from brefine.reproduce import SMALL, TABLES, Row, Table, locate, plot, shrink, subtract
@@ -270,7 +271,8 @@ def study():
         yield importlib.import_module("study"), importlib.import_module("table")
 
 
-def test_cells_of_the_study_differ_in_one_change(study, tmp_path):
+@pytest.mark.parametrize("name_of_set", ["nuclei", "nuclei_fine"])
+def test_cells_of_the_study_differ_in_one_change(study, tmp_path, name_of_set):
     study, _ = study
     assert len(set(study.cells())) == len(list(study.cells()))
     data = {"train": tmp_path / "train.json", "val": tmp_path / "val.json", "images": None}
@@ -278,11 +280,11 @@ def test_cells_of_the_study_differ_in_one_change(study, tmp_path):
     for variant, (name, settings) in study.VARIANTS.items():
         if not (RECIPES / f"{name}.yaml").is_file():
             continue
-        cell = study.Cell("nuclei", variant, 1)
+        cell = study.Cell(name_of_set, variant, 1)
         recipe = study.recipe_of(cell, data, tmp_path)
         base.setdefault(name, recipe)  # methods come first, as they are
         assert recipe.train.seed == 1
-        for key, value in study.DETECTORS["nuclei"].items():
+        for key, value in study.DETECTORS[name_of_set].items():
             found = recipe.model.options["detector"][key]
             assert (list(found) if isinstance(value, list) else found) == value
         # same pictures, steps and schedule for all methods
@@ -487,6 +489,20 @@ def test_finer_grids_hold_masks_better(study, tmp_path, monkeypatch, capsys):
     found = [float(value) for value in ceilings[:4]]
     assert found == sorted(found)
     assert 50 < found[0] < found[2] < 100
+
+
+def test_a_pixel_off_is_a_mask_without_its_outline(study, tmp_path):
+    grid = importlib.import_module("grid")
+    box = {"id": 1, "image_id": 1, "category_id": 1, "iscrowd": 0, "area": 80.0}
+    box |= {"bbox": [5, 6, 10, 8], "segmentation": [[5, 6, 15, 6, 15, 14, 5, 14]]}
+    content = {"images": [{"id": 1, "file_name": "a.png", "height": 40, "width": 50}]}
+    content |= {"annotations": [box], "categories": [{"id": 1, "name": "box"}]}
+    Image.new("RGB", (50, 40)).save(tmp_path / "a.png")
+    (tmp_path / "set.json").write_text(json.dumps(content))
+    ((area, whole, edge),) = grid.thinner(read(tmp_path / "set.json", tmp_path))
+    assert area == 80
+    assert whole == 8 * 6 / 80
+    assert edge == 0  # outlines of one pixel, side by side
 
 
 @pytest.mark.parametrize("script", ["study", "grid"])

@@ -49,6 +49,7 @@ SETS: dict[str, dict[str, Any]] = {
         "flip_vertical": 0.5,
     },
 }
+#: NAME of the --data that a set is made of; the toy set is drawn
 SOURCES = {"nuclei": "nuclei", "nuclei_fine": "nuclei", "person": "coco", "object": "coco"}
 _CROWDED = {"candidates": [500, 1000], "proposals": [200, 400], "detections": 300}
 #: and what the detector needs: nuclei are smaller than other objects, and there are up to 250
