@@ -27,6 +27,14 @@ TINY: dict[str, Any] = {
 }
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: Any) -> None:
+    """Say how a test process ended that should not have: a code, or minus a signal."""
+    if error:
+        code = node.gateway._io.popen.wait(timeout=10)
+        print(f"\n{node.gateway.id} (pid {node.gateway._io.popen.pid}) ended with {code}")
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)

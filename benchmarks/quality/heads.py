@@ -3,13 +3,14 @@
     python benchmarks/quality/heads.py [--data nuclei=PATH ...] [--steps 400] [--seeds 0 1 2]
         [--only HEAD ...] [--results FILE] [--tables-only]
 
-Trunk and mask head of ``HEADS`` learn from true boxes that are jittered, with nothing else around
-them: no head has an advantage by what its detector finds. Trunk, pictures, boxes, steps and rates
-are the same for all. A set's PATH holds ``train.json``, ``val.json`` (COCO) and ``images``; the
-toy set is drawn. Figures are means over the objects of ``val.json``, and processor time of the
-mask head for 100 boxes, as `Predictor` runs it, all heads taking turns. Each run is kept in the
-results file when it is there and not made again. The table and the picture of docs/speed.md are
-written anew from that file in the end.
+Trunk and mask head of ``HEADS`` and ``PARTS`` learn from true boxes that are jittered, with nothing
+else around them: no head has an advantage by what its detector finds. Trunk, pictures, boxes, steps
+and rates are the same for all. A set's PATH holds ``train.json``, ``val.json`` (COCO) and
+``images``; the toy set is drawn. Figures are means over the objects of ``val.json``, and processor
+time of the mask head for 100 boxes, as `Predictor` runs it, all heads taking turns. Each run is
+kept in the results file when it is there and not made again. In the end the tables of
+docs/speed.md (``HEADS``) and docs/quality.md (``PARTS``) and the picture are written anew from that
+file.
 """
 
 from __future__ import annotations
@@ -65,16 +66,26 @@ HEADS: dict[str, tuple[str, dict[str, Any]]] = {
     "lighter": ("brefine", {"widths": (64, 32, 16), "detail": 32}),
     "full, early exit": ("brefine", {"early_exit": 1.0}),
     "light, early exit": ("brefine", {"widths": (64, 48, 32), "detail": 64, "early_exit": 1.0}),
-    "2 stages": ("brefine", {"stages": 2}),
-    "full, GroupNorm": ("brefine", {"norm": "group"}),
     "light, GroupNorm": ("brefine", {"widths": (64, 48, 32), "detail": 64, "norm": "group"}),
     "full, 256 channels": ("brefine", {"channels": 256}),
     # that of the recipes brefine_light_*_1x
     "light, 256 channels": ("brefine", {"channels": 256, "widths": (256, 128, 64), "detail": 64}),
 }
+#: the full head with one part changed, for what each is worth
+PARTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "binary cross-entropy (boundary weight 0)": ("brefine", {"boundary_weight": 0.0}),
+    "boundary weight 3": ("brefine", {"boundary_weight": 3.0}),
+    "boundary ratio 0.05": ("brefine", {"boundary_ratio": 0.05}),
+    "no residual-aware modules": ("brefine", {"context": False}),
+    "main line from P2 only": ("brefine", {"levels": "p2"}),
+    "1 stage (14 x 14)": ("brefine", {"stages": 1}),
+    "2 stages (28 x 28)": ("brefine", {"stages": 2}),
+    "GroupNorm": ("brefine", {"norm": "group"}),
+}
 SIZES = {"short_side": (256,), "long_side": 512, "flip": 0.5, "workers": 0}
 MOST = 24  # boxes a batch of 2 pictures
 MARKERS = "<!-- made by benchmarks/quality/heads.py -->", "<!-- end of heads -->"
+WHOLE = ("Mask R-CNN", "full")  # what the table of parts begins with
 
 
 def main() -> None:
@@ -82,7 +93,7 @@ def main() -> None:
     parser.add_argument("--data", type=source, action="append", default=[], metavar="NAME=PATH")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--only", nargs="+", choices=list(HEADS), default=list(HEADS))
+    parser.add_argument("--only", nargs="+", choices=[*HEADS, *PARTS], default=[*HEADS, *PARTS])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--limit", type=int, default=100, help="pictures to judge by")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results/heads.json")
@@ -107,17 +118,19 @@ def main() -> None:
         results["milliseconds"] = time_heads()
         results["torch"] = torch.__version__
         keep(results, options.results)
-    text = table(results)
-    print(text)
-    page = ROOT / "docs/speed.md"
-    content = page.read_text(encoding="utf-8")
-    before, rest = content.split(MARKERS[0])
-    after = rest.split(MARKERS[1])[1]
-    with replacing(page) as aside:
-        filled = f"{before}{MARKERS[0]}\n{text}\n{MARKERS[1]}{after}"
-        aside.write_text(filled, encoding="utf-8")
+    fill(ROOT / "docs/speed.md", table(results))
+    fill(ROOT / "docs/quality.md", parts_table(results))
     with replacing(ROOT / "docs/images/heads.svg") as aside:
         aside.write_text(draw(results), encoding="utf-8")
+
+
+def fill(page: Path, text: str) -> None:
+    """Put a table between the markers of a page."""
+    print(text)
+    before, rest = page.read_text(encoding="utf-8").split(MARKERS[0])
+    after = rest.split(MARKERS[1])[1]
+    with replacing(page) as aside:
+        aside.write_text(f"{before}{MARKERS[0]}\n{text}\n{MARKERS[1]}{after}", encoding="utf-8")
 
 
 def keep(results: Mapping[str, Any], file: Path) -> None:
@@ -129,7 +142,7 @@ def keep(results: Mapping[str, Any], file: Path) -> None:
 
 def build(head: str, classes: int) -> TwoStage:
     """A model with this mask head and ImageNet's trunk."""
-    method, more = HEADS[head]
+    method, more = (HEADS | PARTS)[head]
     model = create(method, classes, **{**BASE, **more})
     assert isinstance(model, TwoStage)
     return model
@@ -241,7 +254,7 @@ def table(results: Mapping[str, Any]) -> str:
     """Markdown: a row a head, boundary IoU and mask IoU in true boxes on each set."""
     found = gathered(results)
     sets = list(dict.fromkeys(name for name, _ in found))
-    counts = sorted({len(runs) for runs in found.values()})
+    counts = sorted({len(runs) for (_, head), runs in found.items() if head in HEADS})
     heads = ["head", "ms / 100 boxes", *(f"{name}: boundary IoU | mask IoU" for name in sets)]
     lines = [" | ".join(heads), " | ".join(["---"] + ["---:"] * (1 + 2 * len(sets)))]
     for head in HEADS:
@@ -256,6 +269,20 @@ def table(results: Mapping[str, Any]) -> str:
     rows = "\n".join(f"| {line} |" for line in lines)
     title = f"Percent, mean and range over seeds ({seeds} each)."
     return f"{title}\n\n{rows}\n\n![heads](images/heads.svg)"
+
+
+def parts_table(results: Mapping[str, Any]) -> str:
+    """Markdown: what a change of one part does to the full head, by size of the object."""
+    found = gathered(results)
+    columns = [f"boundary_iou{size}" for size in ("", "_S", "_M", "_L")] + ["mask_iou"]
+    titles = ["boundary IoU", "small", "medium", "large", "mask IoU"]
+    lines = [" | ".join(["set", "head", "seeds", *titles]), "---|---|" + "---:|" * 5 + "---:"]
+    for name in dict.fromkeys(name for name, _ in found):
+        for head in (*WHOLE, *PARTS):
+            if runs := found.get((name, head)):
+                values = [spread([r[f"given_boxes/{key}"] for r in runs]) for key in columns]
+                lines.append(" | ".join([name, head, str(len(runs)), *values]))
+    return "\n".join(f"| {line} |" for line in lines)
 
 
 def spread(values: Sequence[float]) -> str:
