@@ -6,7 +6,8 @@
 Loss, its gradients and a step of SGD, on the same pictures, objects and RoIs: 1,000 proposals a
 picture are put in the place of what the RPNs propose, so that mask heads learn from ``--rois`` a
 batch, and box heads from all proposals. Both keep norms and the first stage frozen. All take turns.
-``--option`` adds BRefine with other options of the model, and may be given more than once.
+``--option`` adds BRefine with other options of the model, and may be given more than once; the word
+``plain`` among them leaves convolutions as they are in PyTorch.
 
 Where the time goes is measured apart: gradients of RPN, boxes and masks are worked out one after
 the other as far as the pyramid, then the trunk's. Peaks of memory are those of processes that do
@@ -33,6 +34,7 @@ from brefine import losses, speed
 from brefine.data.pictures import network_size
 from brefine.methods import create
 from brefine.parts import roi, two_stage
+from brefine.parts.winograd import quicken
 from brefine.progress import Progress
 from brefine.recipe import Recipe
 from brefine.speed import Place
@@ -51,6 +53,7 @@ SIZE = (480, 640)  # of the pictures, before they are resized
 OBJECTS = 10  # in a picture
 PROPOSALS = 1000  # for a picture
 CLASSES = 80
+PLAIN = "plain"  # convolutions
 
 
 class Way(NamedTuple):
@@ -211,10 +214,13 @@ def propose(
 def build(recipe: Path, settings: Sequence[str]) -> Any:
     """BRefine with random weights; it learns from all RoIs that it is given."""
     all_rois = ["model.options.detector.mask_rois=null"]
-    changes = [f"model.options.{setting}" for setting in settings]
+    changes = [f"model.options.{setting}" for setting in settings if setting != PLAIN]
     chosen = Recipe.load(recipe).with_settings([*all_rois, *changes])
     torch.manual_seed(0)
-    return _create(chosen).train().to(memory_format=torch.channels_last)  # as `train` has it
+    model = _create(chosen).train()
+    if PLAIN in settings:
+        return model.to(memory_format=torch.channels_last)
+    return quicken(model)  # as `train` does
 
 
 def _create(recipe: Recipe) -> Any:

@@ -451,9 +451,13 @@ def test_bench_train_step_compares_steps_on_the_same_rois(
     page.write_text(PAGE.format("train_step"))
     arguments = ["--page", page, "--results", results, "--recipe", recipes["brefine"]]
     arguments += ["--short-side", 96, "--threads", 1, "--rounds", 1, "--rois", 22, "--skip-peaks"]
-    bench.main([str(each) for each in (*arguments, "--option", "stages=1", "context=false")])
+    arguments += ["--option", "stages=1", "context=false", "--option", "plain"]
+    bench.main([str(each) for each in arguments])
     (case,) = json.loads(results.read_text())["cases"].values()
-    assert set(case["ways"]) == {"torchvision", "brefine", "brefine, stages=1, context=false"}
+    names = {"torchvision", "brefine", "brefine, stages=1, context=false", "brefine, plain"}
+    assert set(case["ways"]) == names
+    plain, quick = (case["ways"][name]["losses"] for name in ("brefine, plain", "brefine"))
+    assert quick == pytest.approx(plain, rel=1e-3)
     for way, record in case["ways"].items():
         assert record["rois"] == {"boxes": 2 * (40 + 10), "masks": 22}, way
         assert all(math.isfinite(value) for value in record["losses"].values())

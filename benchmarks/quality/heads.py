@@ -41,6 +41,7 @@ from brefine.methods import create
 from brefine.parts import roi
 from brefine.parts.inference import prepare
 from brefine.parts.two_stage import Truth, TwoStage
+from brefine.parts.winograd import quicken
 from brefine.predict import Predictor
 from brefine.progress import Progress
 from brefine.recipe import DataRecipe
@@ -154,7 +155,7 @@ def learn(
     """Train a head, and measure its masks in true boxes."""
     train, val = (read(folder / f"{split}.json", folder / "images") for split in ("train", "val"))
     torch.manual_seed(seed)
-    model = build(head, len(train.categories))
+    model = quicken(build(head, len(train.categories)))
     weights.start(model, "imagenet")
     learnt = [*model.trunk.parameters(), *model.mask_head.parameters()]
     if model.branch is not None:

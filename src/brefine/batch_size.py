@@ -30,6 +30,7 @@ from brefine.data.pictures import network_size
 from brefine.guards import explain_memory, is_memory
 from brefine.methods import create
 from brefine.parts.two_stage import TwoStage
+from brefine.parts.winograd import quicken
 from brefine.progress import console
 from brefine.recipe import DataRecipe, Recipe
 from brefine.speed import Peak
@@ -192,7 +193,7 @@ class Steps:
         assert isinstance(model, nn.Module)
         weights.start(model, recipe.model.weights, categories=dataset.categories)
         freeze(model, recipe.train.freeze)
-        self.model: Any = model.to(device).train()
+        self.model: Any = quicken(model).to(device).train()  # as it will learn
         self.targets: list[Instances] = []
         if isinstance(model, TwoStage):
             self._teach(model)

@@ -61,6 +61,7 @@ from brefine.guards import (
 from brefine.logs import Table, connect, draw
 from brefine.methods import create
 from brefine.parts import together
+from brefine.parts.winograd import quicken
 from brefine.predict import Predictor
 from brefine.progress import Progress, console
 from brefine.recipe import Recipe, TrainRecipe
@@ -282,9 +283,7 @@ class Learner(L.LightningModule):
         super().__init__()
         self.guard, self.gradients = guard, GradientGuard()
         self.place, self.batch = (0, 0, 0), (0, 0, 0)  # of the last batch, and its size
-        # Convolutions hand on the layout of their weights: this one takes CPUs less time for a
-        # step, and is what tensor cores want.
-        self.model: nn.Module = model.to(memory_format=torch.channels_last)
+        self.model: nn.Module = quicken(model)
         self.recipe, self.steps = recipe, steps
         self.named: dict[str, Tensor] = {}  # losses of the last batch
         unit = 1 if recipe.steps else epoch
