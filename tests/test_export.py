@@ -282,6 +282,29 @@ def test_needs_no_torch(pair: tuple[Path, Path], tmp_path: Path) -> None:
             assert np.mean(near) >= 0.8
 
 
+DROPPED = """
+import gc, os, signal, sys, threading
+from brefine.exported import Session
+one, other = (Session(sys.argv[1]) for _ in range(2))
+del one
+gc.collect()
+del other
+gc.collect()
+box = [Session(sys.argv[1])]
+thread = threading.Thread(target=box.clear)
+thread.start()
+thread.join()
+signal.signal(signal.SIGUSR1, lambda *_: print("heard"))
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+def test_a_model_that_is_dropped_leaves_signals_alone(pair: tuple[Path, Path]) -> None:
+    command = [sys.executable, "-X", "faulthandler", "-c", DROPPED, str(pair[1])]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout) == (0, "heard\n"), ran.stderr
+
+
 def test_what_needs_torch_says_so(folders: dict[str, Path], tmp_path: Path) -> None:
     ran = without_torch("predict", folders["brefine"], tmp_path, "--out", tmp_path / "out")
     assert ran.returncode == 2

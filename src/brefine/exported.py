@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -298,17 +299,40 @@ def _open_onnx(path: Path, threads: int | None) -> tuple[Mapping[str, str], Any]
     return session.get_modelmeta().custom_metadata_map, run
 
 
-def _open_ir(path: Path, threads: int | None) -> tuple[Mapping[str, str], Any]:
+def openvino_core() -> Any:
+    """The one Core of this process.
+
+    Raises:
+        InputError: OpenVINO is not installed.
+    """
     try:
-        import openvino
+        import openvino  # noqa: F401
     except ImportError:
         raise needs("openvino", "openvino") from None
+    return _core()
+
+
+@cache
+def _core() -> Any:
+    """Stays as long as the process.
+
+    A Core gives the thread that makes it another stack for signals. It unmaps that when it goes
+    and does not always give the old one back (not in another thread, nor if another Core is
+    newer): the next signal, of a child that ends or of Ctrl-C, would end the process without a
+    word.
+    """
+    import openvino
+
+    return openvino.Core()
+
+
+def _open_ir(path: Path, threads: int | None) -> tuple[Mapping[str, str], Any]:
+    core = openvino_core()
     # Some processors would else compute in half precision.
     options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
     if threads:
         options["INFERENCE_NUM_THREADS"] = threads
     try:
-        core = openvino.Core()
         model = core.read_model(path)
         metadata = {}
         if model.has_rt_info("brefine"):

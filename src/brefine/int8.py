@@ -24,7 +24,7 @@ import torch
 from brefine.data.coco import CocoSet
 from brefine.evaluate import evaluate
 from brefine.export import Parity, beside, check_name, export, move, quiet
-from brefine.exported import Array, Session, needs, prepare
+from brefine.exported import Array, Session, needs, openvino_core, prepare
 from brefine.predict import Predictor
 from brefine.progress import track
 from brefine.sources import find_pictures, walk
@@ -135,10 +135,9 @@ def _choose(session: Session, found: dict[str, str]) -> list[list[Array]]:
 def _quantise(file: Path, batches: Sequence[list[Array]]) -> Any:
     """OpenVINO's model in 8 bits."""
     import nncf
-    import openvino
 
     with redirect_stdout(sys.stderr), quiet():  # where all progress goes
-        model = openvino.Core().read_model(file)
+        model = openvino_core().read_model(file)
         return nncf.quantize(model, nncf.Dataset(batches), subset_size=len(batches))
 
 
