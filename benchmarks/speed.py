@@ -386,7 +386,11 @@ class Bench:
 
     def _export(self, name: str, place: Path) -> None:
         """Export a model to both formats, if it can be."""
-        settings = [f"model.options.detector.detections={MOST}"]
+        # what is asked for, and no larger: the check of a file takes its time
+        short, long = self._limits(name, max(self.options.short_side))
+        most = max(self.options.detections)
+        settings = [f"model.options.detector.detections={most}"]
+        settings += [f"data.short_side={short}", f"data.long_side={long}"]
         recipe = self.recipes[name].with_settings(settings)
         model = settle(build(recipe, self.options.classes))
         folder = place / name
