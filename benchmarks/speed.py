@@ -248,6 +248,8 @@ class Bench:
             if name not in self.files:
                 return None
             file = self.files[name].with_suffix(exported.FORMATS[kind])
+            if not file.is_file():  # the other format's is there
+                return None
             command += ["--file", str(file), "--least", str(self._least(name, side, detections))]
         found = subprocess.run(command, capture_output=True, text=True, check=True)
         return float(found.stdout.split()[-1])

@@ -38,6 +38,7 @@ from brefine.metrics.calibration import Calibration
 from brefine.parts.two_stage import Detector
 from brefine.predict import Predictor
 from brefine.recipe import Recipe
+from brefine.rle import Runs
 from brefine.runs import of_window
 from brefine.structures import Images, InputError
 from brefine.views import combine
@@ -445,17 +446,26 @@ def test_what_is_exported_of_a_trunk_has_its_features() -> None:
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * float(one.abs().max()))
 
 
-def test_masks_may_differ_in_one_pixel_or_a_thousandth() -> None:
+def test_masks_may_differ_where_rounding_decides_and_in_a_thousandth() -> None:
     mask = np.zeros((40, 60), bool)
     mask[3:33, 5:55] = True  # 1500 pixels
+
+    def runs(*masks: np.ndarray) -> list[Runs]:
+        return [of_window(each, (0, 0), each.shape) for each in masks]
+
     for count, good in ((0, True), (1, True), (2, False), (3, False)):
-        other = mask.copy()
-        other[3, 5 : 5 + count] = False
-        alike = _alike(*(of_window(each, (0, 0), each.shape) for each in (mask, other)))
-        assert alike == (1.0 if count < 2 else pytest.approx(1 - count / 1500))
-        assert (alike > 0.999) == good
-        empty = of_window(np.zeros_like(mask), (0, 0), mask.shape)
-        assert _alike(empty, of_window(mask ^ other, (0, 0), mask.shape)) == float(good)
+        row = np.zeros_like(mask)
+        row[3, 5 : 5 + count] = True
+        for sure, found in ((mask, mask & ~row), (mask & ~row, mask)):
+            alike = _alike(*runs(sure, sure, found))
+            assert alike == pytest.approx(1 - count / 1500)
+            assert (alike > 0.999) == good
+        assert _alike(*runs(mask & ~row, mask, mask)) == 1
+        assert _alike(*runs(mask & ~row, mask, mask & ~row)) == 1
+        empty = np.zeros_like(mask)
+        assert _alike(*runs(empty, empty, row)) == float(count == 0)
+        assert _alike(*runs(row, row, empty)) == float(count == 0)
+        assert _alike(*runs(empty, row, empty)) == 1
 
 
 def test_int8_says_what_it_costs(

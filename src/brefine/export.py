@@ -43,6 +43,9 @@ from brefine.structures import Images, InputError, Instances
 OPSET = 18  # NonMaxSuppression and RoiAlign with half pixels are standard in it
 #: pixels that boxes, and IoU that masks must agree within for a file to be kept
 BOX_LIMIT, MASK_LIMIT = 0.01, 0.999
+#: by which rounding may change a mask's logits, as a share of the largest: other orders of a sum
+#: change features by a tenth of it
+SLACK = 1e-4
 #: objects whose score is this close to where a list ends may be on it or not
 TIE = 1e-4
 #: objects that the two are asked for at once: their masks may need gigabytes
@@ -497,26 +500,30 @@ def _compare(expected: Sequence[Instances], found: Sequence[Instances], parity: 
         if not pairs:
             continue
         mine, theirs = torch.tensor(pairs).unbind(1)
-        parity.box = max(parity.box, float((one.boxes[mine] - other.boxes[theirs]).abs().max()))
+        boxes = one.boxes[mine]
+        parity.box = max(parity.box, float((boxes - other.boxes[theirs]).abs().max()))
         apart = (lists[0][mine] - lists[1][theirs]).abs().max()
         parity.score = max(parity.score, float(apart))
-        logits = cast(Tensor, one.logits)[mine], cast(Tensor, other.logits)[theirs]
+        logits, others = cast(Tensor, one.logits)[mine], cast(Tensor, other.logits)[theirs]
         # Masks that are empty or full would be equal whatever the logits: cut those at the mean.
-        low, high = logits[0].amin((1, 2)), logits[0].amax((1, 2))
-        level = torch.where((low < 0) & (high > 0), 0.0, logits[0].mean((1, 2)))[:, None, None]
+        low, high = logits.amin((1, 2)), logits.amax((1, 2))
+        level = torch.where((low < 0) & (high > 0), 0.0, logits.mean((1, 2)))[:, None, None]
+        slack = SLACK * logits.abs().amax((1, 2), keepdim=True)
         # In the same boxes: where one ends at the middle of a pixel, so does a row of the mask.
-        masks = [paste(each - level, one.boxes[mine], one.size) for each in logits]
+        each = (logits - level - slack, logits - level + slack, others - level)
+        masks = [paste(values, boxes, one.size) for values in each]
         parity.iou = min(parity.iou, *map(_alike, *masks))
 
 
-def _alike(one: Runs, other: Runs) -> float:
-    """IoU of two masks; 1 if a single pixel differs, whose value may be 0 but for the last digit.
+def _alike(sure: Runs, perhaps: Runs, found: Runs) -> float:
+    """IoU of a mask and another, whose pixels are ``sure``, or only ``perhaps`` in it.
 
-    Of a mask of less than a thousand pixels that would be more than is allowed.
+    What is perhaps in it is as the mask has it: the last digits of a logit decide on it.
     """
-    shared = intersect(one, other).area()
-    both = one.area() + other.area() - shared
-    return 1.0 if both - shared <= 1 else shared / both
+    missing = sure.area() - intersect(sure, found).area()
+    beyond = found.area() - intersect(found, perhaps).area()
+    whole = found.area() + missing
+    return 1 - (missing + beyond) / whole if whole else 1.0
 
 
 def _match(one: Instances, other: Instances) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
