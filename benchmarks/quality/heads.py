@@ -78,6 +78,7 @@ PARTS: dict[str, tuple[str, dict[str, Any]]] = {
     "boundary weight 3": ("brefine", {"boundary_weight": 3.0}),
     "boundary ratio 0.05": ("brefine", {"boundary_ratio": 0.05}),
     "no residual-aware modules": ("brefine", {"context": False}),
+    "none of their convolutions dilated": ("brefine", {"dilations": (1, 1, 1)}),
     "main line from P2 only": ("brefine", {"levels": "p2"}),
     "1 stage (14 x 14)": ("brefine", {"stages": 1}),
     "2 stages (28 x 28)": ("brefine", {"stages": 2}),
