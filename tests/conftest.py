@@ -6,6 +6,8 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +33,10 @@ TINY: dict[str, Any] = {
 def pytest_testnodedown(node: Any, error: Any) -> None:
     """Say how a test process ended that should not have: a code, or minus a signal."""
     if error:
-        code = node.gateway._io.popen.wait(timeout=10)
-        print(f"\n{node.gateway.id} (pid {node.gateway._io.popen.pid}) ended with {code}")
+        process = node.gateway._io.popen
+        with suppress(subprocess.TimeoutExpired):  # it may have lost touch only
+            code = process.wait(timeout=10)
+            print(f"\n{node.gateway.id} (pid {process.pid}) ended with {code}")
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """What makes prediction quicker must not change what is predicted."""
 
 import copy
+from unittest import mock
 
 import pytest
 import torch
@@ -15,6 +16,12 @@ from brefine.parts.backbone import Backbone
 from brefine.predict import Predictor
 from brefine.structures import Bitmaps, Images, InputError, Instances
 
+SHAPES = {
+    "batch": st.integers(0, 3),
+    "dilation": st.integers(1, 3),
+    "bias": st.booleans(),
+    "group": st.sampled_from([1, 7, 128]),
+}
 OPTIONS = {"backbone": "lcnet_035", "channels": 64, "detector": {"box_hidden": 32}}
 
 
@@ -69,22 +76,15 @@ def test_a_prepared_model_predicts_the_same(method, norm):
 @given_examples(
     channels=st.sampled_from([(128, 128), (130, 129)]),
     size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
-    batch=st.integers(0, 3),
-    dilation=st.integers(1, 3),
-    bias=st.booleans(),
-    group=st.sampled_from([1, 7, 128]),
+    **SHAPES,
 )
 @settings(max_examples=60, deadline=None)
 def test_winograds_form_is_the_convolution(channels, size, batch, dilation, bias, group):
     torch.manual_seed(0)
     conv = torch.nn.Conv2d(*channels, 3, padding=dilation, dilation=dilation, bias=bias)
     x = torch.randn(batch, channels[0], *size)
-    was, winograd.GROUP = winograd.GROUP, group
-    try:
-        with torch.no_grad():
-            found, expected = winograd.Winograd(conv)(x), conv(x)
-    finally:
-        winograd.GROUP = was
+    with torch.no_grad(), mock.patch.object(winograd, "GROUP", group):
+        found, expected = winograd.Winograd(conv)(x), conv(x)
     # products of 36 terms up to 100 times as large as their sum: a few digits of float32's 7
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
@@ -107,10 +107,7 @@ def test_tiles_are_worked_on_where_they_fit():
 @given_examples(
     channels=st.sampled_from([(3, 2), (1, 4)]),
     size=st.tuples(st.integers(1, 12), st.integers(1, 12)),
-    batch=st.integers(0, 3),
-    dilation=st.integers(1, 3),
-    bias=st.booleans(),
-    group=st.sampled_from([1, 7, 128]),
+    **SHAPES,
     last=st.booleans(),
 )
 @settings(max_examples=60, deadline=None)
@@ -125,15 +122,12 @@ def test_winograds_gradients_are_the_convolutions(
         given[0] = given[0].contiguous(memory_format=torch.channels_last)
     given = [each.requires_grad_() for each in given]
     x, weight, b = given if bias else (*given, None)
-    was, winograd.GROUP = winograd.GROUP, group
-    try:
+    with mock.patch.object(winograd, "GROUP", group):
         found = winograd.Convolution.apply(x, weight, b, dilation)
         expected = torch.nn.functional.conv2d(x, weight, b, padding=dilation, dilation=dilation)
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
         above = torch.randn(expected.shape, generator=random, dtype=torch.float64)
         gradients = [torch.autograd.grad(each, given, above) for each in (found, expected)]
-    finally:
-        winograd.GROUP = was
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from brefine import cli, speed
 from brefine.data.pictures import network_size
-from brefine.parts import masks, roi, two_stage
+from brefine.parts import masks, roi, two_stage, winograd
 from brefine.structures import Images, Instances
 from conftest import TINY, tiny_recipe
 
@@ -447,6 +447,14 @@ def test_bench_train_step_compares_steps_on_the_same_rois(
 ) -> None:
     bench = benchmark("train_step")
     monkeypatch.setattr(bench, "PROPOSALS", 40)
+    monkeypatch.setattr(winograd, "CHANNELS", 8)  # tiny ones, too
+    recipe = recipes["brefine"]
+    quickened = [
+        sum(isinstance(module, winograd.TrainedConv) for module in model.modules())
+        for model in (bench.build(recipe, []), bench.build(recipe, ["plain"]))
+    ]
+    assert quickened[0] > 6
+    assert quickened[1] == 0
     page, results = tmp_path / "speed.md", tmp_path / "results.json"
     page.write_text(PAGE.format("train_step"))
     arguments = ["--page", page, "--results", results, "--recipe", recipes["brefine"]]
