@@ -53,6 +53,7 @@ BASE = {
     "channels": 64,
     "detector": {"fpn_norm": "group", "box_hidden": 32},
 }
+LIGHT = {"channels": 256, "widths": (256, 128, 64), "detail": 64}
 HEADS: dict[str, tuple[str, dict[str, Any]]] = {
     "Mask R-CNN": ("mask_rcnn", {}),
     "full": ("brefine", {}),
@@ -70,7 +71,16 @@ HEADS: dict[str, tuple[str, dict[str, Any]]] = {
     "light, GroupNorm": ("brefine", {"widths": (64, 48, 32), "detail": 64, "norm": "group"}),
     "full, 256 channels": ("brefine", {"channels": 256}),
     # that of the recipes brefine_light_*_1x
-    "light, 256 channels": ("brefine", {"channels": 256, "widths": (256, 128, 64), "detail": 64}),
+    "light, 256 channels": ("brefine", LIGHT),
+    "light, 256 channels, 2 convs": ("brefine", {**LIGHT, "num_convs": 2}),
+    "light, 256 channels, 2 convs, 128 for detail": (
+        "brefine",
+        {**LIGHT, "num_convs": 2, "detail": 128},
+    ),
+    "light, 256 channels, 2 convs, 96 at last": (
+        "brefine",
+        {**LIGHT, "num_convs": 2, "widths": (256, 128, 96)},
+    ),
 }
 #: the full head with one part changed, for what each is worth
 PARTS: dict[str, tuple[str, dict[str, Any]]] = {
