@@ -148,9 +148,19 @@ def test_every_type_is_exact_inside(dtype):
     x, y = draw(40, 3000, dtype=dtype)
     y[(y > 0) & (y < 0.5)] = 0.5
     ours, loop = run(x, y), rank_sort_loop(x.double(), y.double())
-    assert all(value.dtype == dtype for value in ours)
-    for a, b in zip(ours, loop, strict=True):  # rounded once, at the end
-        torch.testing.assert_close(a, b.to(dtype), rtol=torch.finfo(dtype).eps, atol=1e-12)
+    wide = torch.promote_types(dtype, torch.float32)
+    kinds = [wide, wide, dtype, dtype]  # two losses, and their gradients
+    assert [value.dtype for value in ours] == kinds
+    for a, b, kind in zip(ours, loop, kinds, strict=True):  # rounded once, at the end
+        torch.testing.assert_close(a, b.to(kind), rtol=torch.finfo(kind).eps, atol=1e-12)
+
+
+def test_half_precision_bears_what_a_loss_scaler_multiplies_by():
+    x, y = draw(40, 3000, dtype=torch.float16)
+    ranking, sorting = rank_sort(x.requires_grad_(), y)
+    ((ranking + sorting) * 2.0**16).backward()  # where torch's begins; float16 ends below
+    assert x.grad.isfinite().all()
+    assert x.grad.any()
 
 
 def test_half_precision_counts_past_its_range():

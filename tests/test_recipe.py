@@ -53,7 +53,7 @@ def test_values_are_read_and_coerced(tmp_path: Path) -> None:
     assert recipe.data.short_side == (640, 800)
     assert recipe.data.train == Path("a/train.json")
     assert recipe.train.steps is None
-    assert recipe.train.milestones == (8, 11)
+    assert recipe.train.milestones is None
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -81,6 +81,11 @@ def test_round_trip(tmp_path: Path) -> None:
         ("train", {"precision": "8"}, ["train.precision: "]),
         ("train", {"steps": 5}, ["train: give exactly one of epochs and steps"]),
         ("train", {"epochs": None}, ["train: give exactly one of epochs and steps"]),
+        (
+            "train",  # of a schedule in epochs, but for its length
+            {"epochs": None, "steps": 90000, "milestones": [8, 11]},
+            ["train: milestones are steps", "8 is within warmup_steps (500)", "or null"],
+        ),
         ("train", {"zzz{}": 1}, ["train.zzz{}: unexpected keyword (known: epochs, "]),
     ],
 )

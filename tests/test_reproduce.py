@@ -142,7 +142,17 @@ def test_an_interrupted_row_goes_on_from_its_checkpoint(pictures, tmp_path, monk
     other = recipe.with_settings(["train.lr=0.5"])
     assert reproduce.run("row", recipe, **places)["resumed"]
     (tmp_path / "results/row.json").unlink()
-    assert not reproduce.run("row", other, **places)["resumed"]  # of other settings: from the start
+    before = sorted((tmp_path / "runs/row").rglob("*"))
+    with pytest.raises(InputError, match=r"row: a run of other settings: remove it"):
+        reproduce.run("row", other, **places)
+    assert sorted((tmp_path / "runs/row").rglob("*")) == before
+    moved = tmp_path / "moved"  # the same pictures in another place are no other settings
+    shutil.copytree(pictures, moved / pictures.name)
+    paths = [
+        f"data.{key}={moved / path.relative_to(pictures.parent)}"
+        for key, path in (("images", recipe.data.images), ("val_images", recipe.data.val_images))
+    ]
+    assert reproduce.run("row", recipe.with_settings(paths), **places)["resumed"]
 
 
 def test_the_tables_are_the_papers():

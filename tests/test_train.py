@@ -6,6 +6,8 @@ import signal
 
 import pytest
 import torch
+from lightning.fabric import accelerators as fabric
+from lightning.pytorch import accelerators as pytorch
 from PIL import Image
 from torch import nn
 
@@ -178,6 +180,8 @@ def test_schedules_warm_up_then_step_or_follow_a_cosine():
     assert [rate(s) for s in (60, 89, 90, 99)] == pytest.approx([0.1, 0.1, 0.01, 0.01])
     rate = learner(schedule="cosine", warmup_steps=0).rate
     assert [rate(s) for s in (0, 25, 50, 100)] == pytest.approx([1, (2 + 2**0.5) / 4, 0.5, 0])
+    rate = learner(milestones=None, warmup_steps=0).rate
+    assert [rate(s) for s in (66, 67, 91, 92)] == pytest.approx([1, 0.1, 0.1, 0.01])
     rate = learner(steps=None, epochs=5, milestones=(3, 4)).rate  # 20 steps an epoch
     assert [rate(s) for s in (59, 60, 79, 80)] == pytest.approx([1, 0.1, 0.1, 0.01])
 
@@ -357,3 +361,11 @@ def test_a_logger_that_is_not_installed_is_one_line(pictures, tmp_path, monkeypa
     with pytest.raises(InputError, match=r"wandb is not installed: pip install 'brefine\[wandb\]'"):
         train(recipe(pictures, "train.loggers=[wandb]"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_mac_trains_on_its_cpu(pictures, tmp_path, monkeypatch):
+    """Its GPU has no 64 bits, in which Rank & Sort counts."""
+    for kind in (fabric.MPSAccelerator, pytorch.MPSAccelerator):
+        monkeypatch.setattr(kind, "is_available", staticmethod(lambda: True))
+    train(recipe(pictures, "train.steps=1", "data.val=null", method="brefine"), tmp_path / "run")
+    assert (tmp_path / "run/last").is_dir()

@@ -16,7 +16,7 @@ from torch import distributed
 from torch.distributed import TCPStore
 
 from brefine import processes, weights
-from brefine.checkpoints import newest
+from brefine.checkpoints import newest, read
 from brefine.data import toy
 from brefine.data.coco import CocoSet
 from brefine.evaluate import evaluate
@@ -128,7 +128,7 @@ def two(folder, method, ranking, on, parts=None):
     return torch.load(folder / "gradients.pt")
 
 
-@pytest.mark.parametrize("method", ["mask_rcnn", "brefine"])
+@pytest.mark.parametrize("method", ["mask_rcnn", "brefine", "mask_scoring", "cascade", "bmask"])
 @pytest.mark.parametrize("ranking", [False, True])
 def test_together_two_processes_have_the_gradients_of_one_with_twice_the_batch(
     tmp_path, method, ranking
@@ -153,6 +153,39 @@ def test_apart_that_holds_for_unranked_losses_of_equal_counts_alone(tmp_path, mo
         whole = gradients("brefine", ranking, [1, 2, 3, 5], parts)
         apart = difference(two(tmp_path / name, "brefine", ranking, False, parts), whole)
         assert (apart < 1e-5) == same, (name, apart)
+
+
+def test_a_batch_that_one_process_cannot_use_is_skipped_by_both(pictures, tmp_path, monkeypatch):
+    """Neither their weights nor AdamW's averages move in that step, and the next one goes on."""
+    used = recipe(
+        pictures,
+        "train.on_fault=skip",
+        "train.optimizer=adamw",
+        "data.val=null",
+        "train.checkpoint_every=1",
+        "train.keep_checkpoints=4",
+    )
+    step = Learner.training_step
+
+    def wrong(self, batch, index):
+        loss = self.model.loss
+        if self.global_step == 2 and self.global_rank == 1:
+            self.model.loss = lambda *args: {"mask": loss(*args)["mask"] * float("inf")}
+        try:
+            return step(self, batch, index)
+        finally:
+            self.model.loss = loss
+
+    monkeypatch.setattr(Learner, "training_step", wrong)
+    assert join(machines(used, tmp_path / "run")) == [0, 0]
+    folder = tmp_path / "run/checkpoints"
+    before, skipped, after = (read(folder / f"step_{number:08d}.ckpt") for number in (2, 3, 4))
+    name = "model.rpn.objectness.weight"
+    assert torch.equal(before["state_dict"][name], skipped["state_dict"][name])
+    assert not torch.equal(before["state_dict"][name], after["state_dict"][name])
+    averages, same = (each["optimizer_states"][0]["state"] for each in (before, skipped))
+    assert averages
+    assert all(torch.equal(a["exp_avg"], same[key]["exp_avg"]) for key, a in averages.items())
 
 
 # ------------------------------------------------------------------------------- whole runs

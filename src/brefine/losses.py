@@ -87,7 +87,9 @@ class _RankSort(torch.autograd.Function):
         share = 1 / max(len(score), 1)
         down = windows.spread(share / rank)
         ctx.save_for_backward(positive, negative, ranking * -share, down, sorting_grad * share)
-        return (ranking.sum() * share).to(x.dtype), (sorting.sum() * share).to(x.dtype)
+        # Not in 16 bits: a loss scaler multiplies them by numbers that these do not have.
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        return (ranking.sum() * share).to(dtype), (sorting.sum() * share).to(dtype)
 
     @staticmethod
     @once_differentiable

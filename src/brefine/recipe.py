@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -211,7 +212,8 @@ class TrainRecipe(Section):
         momentum: of SGD.
         warmup_steps: the rate rises linearly over this many steps.
         schedule: ``steps`` (times ``gamma`` at each milestone) or ``cosine``.
-        milestones: in epochs or steps, whichever was given.
+        milestones: in epochs or steps, whichever was given; None: at two thirds and eleven
+            twelfths of the training (epochs 8 and 11 of 12).
         gamma: factor at a milestone.
         on_fault: what to do when a loss is not finite: ``stop``, or ``skip`` the batch.
         layer_decay: factor of the learning rate from each block of the trunk to the one before;
@@ -223,7 +225,7 @@ class TrainRecipe(Section):
         precision: of the numbers: 32 bits, or 16 where that does no harm (mixed).
         seed: of everything random.
         deterministic: the same weights bit for bit from the same seed on the same machine, with
-            any number of workers; slower on a GPU.
+            any number of workers; on a GPU only where there are such kernels, which are slower.
         validate_every: epochs between evaluations; None: at the end only.
         patience: evaluations without a better mask AP after which training ends; None: never.
         checkpoint_every: steps between checkpoints; None: an epoch, at most 1000.
@@ -245,7 +247,7 @@ class TrainRecipe(Section):
     momentum: float = Field(default=0.9, ge=0, lt=1)
     warmup_steps: int = Field(default=500, ge=0)
     schedule: Literal["steps", "cosine"] = "steps"
-    milestones: Milestones = (8, 11)
+    milestones: Milestones | None = None
     gamma: float = Field(default=0.1, gt=0)
     on_fault: Literal["stop", "skip"] = "stop"
     layer_decay: float | None = Field(default=None, gt=0, le=1)
@@ -267,6 +269,17 @@ class TrainRecipe(Section):
     def _one_length(self) -> Self:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give exactly one of epochs and steps (set the other to null)")
+        return self
+
+    @model_validator(mode="after")
+    def _milestones_are_of_the_length(self) -> Self:
+        first = min(self.milestones or (math.inf,))
+        if self.steps and self.schedule == "steps" and first < min(self.warmup_steps, self.steps):
+            raise ValueError(
+                f"milestones are steps where steps is given, and {first:g} is within warmup_steps "
+                f"({self.warmup_steps}): give later ones, or null for two thirds and eleven "
+                "twelfths"
+            )
         return self
 
     @property

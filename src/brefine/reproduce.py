@@ -16,7 +16,6 @@ import json
 import math
 import os
 import platform
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -353,7 +352,7 @@ def run(
         commit: of the code, to be written down.
 
     Raises:
-        InputError: the result is there, but of another recipe; or as ``train``.
+        InputError: the result or the run folder is there, but of another recipe; or as ``train``.
     """
     file, folder = results / f"{name}.json", runs / name
     settings = _settings(recipe)
@@ -362,12 +361,12 @@ def run(
         if result["recipe"] != settings:
             raise InputError(f"{file}: of other settings: remove it, or choose another folder")
         return result
-    resume = any((folder / "checkpoints").glob("step_*"))
-    resume = resume and Recipe.load(folder / "recipe.yaml") == recipe
-    if not resume:
-        shutil.rmtree(folder, ignore_errors=True)
+    begun = folder / "recipe.yaml"
+    if begun.is_file() and _settings(Recipe.load(begun)) != settings:
+        raise InputError(f"{folder}: a run of other settings: remove it, or choose another folder")
+    resumed = any((folder / "checkpoints").glob("step_*"))
     wall, cpu = time.monotonic(), time.process_time()
-    train(recipe, folder, resume=resume)
+    train(recipe, folder, resume="auto")
     values = Report.load(folder).values
     result = {
         "name": name,
@@ -379,7 +378,7 @@ def run(
         "threads": torch.get_num_threads(),
         "seconds": round(time.monotonic() - wall, 1),
         "cpu_seconds": round(time.process_time() - cpu, 1),
-        "resumed": resume,  # then the seconds are those since
+        "resumed": resumed,  # then the seconds are those since
     }
     with replacing(file) as aside:
         aside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -90,9 +90,7 @@ class Images:
 
     def to(self, device: torch.device | str) -> Images:
         """The same batch on ``device``."""
-        return Images(
-            self.pixels.to(device, non_blocking=True), self.sizes.to(device, non_blocking=True)
-        )
+        return Images(self.pixels.to(device), self.sizes.to(device))
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -125,8 +123,7 @@ class Bitmaps:
 
     def to(self, device: torch.device | str) -> Bitmaps:
         """The same masks on ``device``."""
-        windows = [window.to(device, non_blocking=True) for window in self.windows]
-        return Bitmaps(windows, self.origins.to(device, non_blocking=True))
+        return Bitmaps([window.to(device) for window in self.windows], self.origins.to(device))
 
     @classmethod
     def of(cls, masks: Tensor) -> Bitmaps:
@@ -212,12 +209,12 @@ class Instances:
         """The same objects on ``device``."""
 
         def move(value: Tensor | None) -> Tensor | None:
-            return None if value is None else value.to(device, non_blocking=True)
+            return None if value is None else value.to(device)
 
         return Instances(
             self.size,
-            self.boxes.to(device, non_blocking=True),
-            self.labels.to(device, non_blocking=True),
+            self.boxes.to(device),
+            self.labels.to(device),
             move(self.scores),
             None if self.masks is None else self.masks.to(device),
             move(self.logits),

@@ -193,7 +193,7 @@ def train(
         for name in ("lightning.pytorch", "lightning.fabric"):
             logging.getLogger(name).setLevel(logging.ERROR)
         trainer = L.Trainer(
-            accelerator="auto",
+            accelerator="cuda" if torch.cuda.is_available() else "cpu",  # Apple's has no 64 bits
             devices=devices,
             num_nodes=nodes,
             strategy=DDPStrategy(timeout=processes.MEETING) if world > 1 else "auto",
@@ -286,8 +286,11 @@ class Learner(L.LightningModule):
         self.model: nn.Module = quicken(model)
         self.recipe, self.steps = recipe, steps
         self.named: dict[str, Tensor] = {}  # losses of the last batch
+        self.learnt = False  # from a batch since the last step
         unit = 1 if recipe.steps else epoch
-        self.milestones = [milestone * unit for milestone in recipe.milestones]
+        self.milestones: list[float] = [steps * 2 / 3, steps * 11 / 12]
+        if recipe.milestones is not None:
+            self.milestones = [milestone * unit for milestone in recipe.milestones]
         freeze(model, recipe.freeze)
         pictures = devices * recipe.pictures * recipe.accumulate
         scale = pictures / (recipe.lr_reference_batch or 1)
@@ -314,6 +317,7 @@ class Learner(L.LightningModule):
             fault = None if total.isfinite() else f"the loss is not finite ({worst(named)})"
         except InputError as error:  # Rank & Sort refuses logits that are not finite
             named, total, fault = {}, torch.zeros(()), str(error)
+        self.learnt = self.learnt or self.guard is None
         if self.guard is None:
             return total
         if fault:
@@ -325,14 +329,21 @@ class Learner(L.LightningModule):
             # all of them skip it, or some would wait for the others
             skip = self.trainer.strategy.reduce_boolean_decision(skip, all=False)
         if skip:
-            return None
+            if self.trainer.world_size == 1:
+                return None
+            # Nothing, but for every parameter: Lightning and DDP ask for that.
+            learnt = [p.flatten()[0] for p in self.model.parameters() if p.requires_grad]
+            return torch.stack(learnt).sum() * 0
+        self.learnt = True
         self.named = {"loss": total.detach(), **{k: v.detach() for k, v in named.items()}}
         return total
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log losses, rate and every part's gradient norm: a starved or exploding head shows."""
-        if not self.named:  # all skipped so far
+        if not self.learnt:  # from none of the step's batches: not even momentum moves
+            optimizer.zero_grad()
             return
+        self.learnt = False
         norm = self.gradients.look(self.model, self.global_step, self.recipe.clip_norm)
         if not math.isfinite(norm) and self.recipe.precision != "16-mixed":  # its scaler skips it
             fault = f"step {self.global_step}: gradients are not finite, though the loss is"
@@ -570,6 +581,7 @@ class Evaluation(L.Callback):
             self.dataset.categories,
             short_side=data.short_side[-1],
             long_side=data.long_side,
+            device=next(model.parameters()).device,
         )
         self.running = True
         try:

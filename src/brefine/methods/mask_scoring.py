@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from brefine.losses import MASK_LOSSES
 from brefine.methods.mask_rcnn import FCNMaskHead
+from brefine.parts import together
 from brefine.parts.boxes import CONVENTIONS, Convention
 from brefine.parts.mask_head import MaskLoss, conv3x3
 from brefine.parts.two_stage import Detector, Truth, TwoStage
@@ -129,7 +130,9 @@ class ScoredMaskHead(FCNMaskHead):
         error = 0.5 * (self.iou(pooled, logits.detach(), labels).float() - goal) ** 2
         some = goal > 0
         # Where nothing is right there is nothing to learn; the mean is over the others.
-        weight = self.iou_weight * some * (len(some) / some.sum().clamp(min=1))
+        every = together.mean(error.new_tensor(len(some)))
+        learnt = together.mean(some.sum().to(error))
+        weight = self.iou_weight * some * (every / learnt.clamp(min=1e-7))
         return {"mask": self.criterion(logits, masks), "mask_iou": error * weight}
 
     @torch.no_grad()

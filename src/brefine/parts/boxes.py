@@ -151,7 +151,8 @@ def match(
         best = torch.where(better, value, best)
         index = torch.where(better, chosen + start, index)
         if low_quality:
-            forced |= (overlap == overlap.amax(1, keepdim=True)).any(0)
+            most = overlap.amax(1, keepdim=True)
+            forced |= ((overlap == most) & (most > 0)).any(0)
     matched = torch.where(best >= positive, index, BETWEEN)
     matched = torch.where(best < negative, BELOW, matched)
     return torch.where(forced, index, matched)
@@ -192,9 +193,11 @@ def nms_keep(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) ->
     keep = torch.zeros_like(scores, dtype=torch.bool)
     if len(boxes) == 0:
         return keep
-    # Each group is moved to a place of its own, so one call serves all groups.
-    offsets = groups.to(boxes)[:, None] * (boxes.max() - boxes.min() + 1)
-    keep[nms(boxes + offsets, scores, threshold)] = True
+    # Each group is moved to a place of its own, so one call serves all groups. In 64 bits: the
+    # thousandth place is so far away that 32 would round boxes to eighths of a pixel.
+    boxes = boxes.double()
+    offsets = groups[:, None] * (boxes.max() - boxes.min() + 1)
+    keep[nms(boxes + offsets, scores.double(), threshold)] = True
     return keep
 
 
