@@ -209,8 +209,8 @@ def step(height: int, width: int, batch: int, **options: Any) -> None:
         start = time.process_time()
         named = model.loss(images, targets)
         progress.advance()
-        total = torch.stack([v for name, v in named.items() if not name.startswith("raw_")]).sum()
-        total.backward()
+        loss = losses.total(named)
+        loss.backward()
         whole = time.process_time() - start
         progress.advance()
     print("losses: " + ", ".join(f"{name} {value.item():.4f}" for name, value in named.items()))

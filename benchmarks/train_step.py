@@ -252,7 +252,7 @@ def ours(model: Any, scene: Scene) -> Way:
     def step() -> dict[str, Tensor]:
         descent.zero_grad(set_to_none=True)
         named: dict[str, Tensor] = model.loss(images, scene.targets)
-        summed(named).backward()
+        losses.total(named).backward()
         descent.step()
         return named
 
@@ -293,16 +293,11 @@ def theirs(scene: Scene, recipe: Path) -> Way:
     def step() -> dict[str, Tensor]:
         descent.zero_grad(set_to_none=True)
         named: dict[str, Tensor] = model(pictures, targets)
-        summed(named).backward()
+        losses.total(named).backward()
         descent.step()
         return named
 
     return Way(step, rois)
-
-
-def summed(named: dict[str, Tensor]) -> Tensor:
-    """What training minimises."""
-    return torch.stack([v for name, v in named.items() if not name.startswith("raw_")]).sum()
 
 
 # --- its parts

@@ -28,6 +28,7 @@ from brefine.data.coco import CocoSet
 from brefine.data.loader import Batch, train_loader
 from brefine.data.pictures import network_size
 from brefine.guards import explain_memory, is_memory
+from brefine.losses import total
 from brefine.methods import create
 from brefine.parts.two_stage import TwoStage
 from brefine.parts.winograd import quicken
@@ -256,11 +257,9 @@ class Steps:
         self.targets = targets
         with _precision(self.precision, self.device.type):
             named: dict[str, Tensor] = self.model.loss(images, targets)
-            total = torch.stack(
-                [v.float() for k, v in named.items() if not k.startswith("raw_")]
-            ).sum()
+            loss = total(named)
         self.model.zero_grad()  # the gradients of the step before are there until now
-        total.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]
 
     def _batch(self, count: int) -> tuple[Images, list[Instances]]:
         while len(self.items) < count:

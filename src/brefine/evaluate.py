@@ -195,9 +195,10 @@ def look(
         else:
             found = predictor.detect(picture.file, threshold=0.0)
         records = to_records(found, picture.id, predictor.categories, found.size)
+        edge = touching(found, records).tolist()
         records = [record for record in records if record["category_id"] in known]
         objects = measure(filled, asked) if asked else []
-        return Seen(records, objects, touching(found).tolist())
+        return Seen(records, objects, edge)
 
     return _run(look_at, dataset, limit, "evaluate" if progress else None)
 

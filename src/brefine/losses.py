@@ -429,6 +429,15 @@ def balance_tasks(
     return {prefix + name: weight * value for name, value in named.items()} | raw
 
 
+def total(named: Mapping[str, Tensor]) -> Tensor:
+    """What training minimises: the sum of a model's named losses, without ``raw_`` ones.
+
+    Args:
+        named: scalars, such as a Segmenter's ``loss`` returns.
+    """
+    return torch.stack([v.float() for k, v in named.items() if not k.startswith("raw_")]).sum()
+
+
 def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
     """Mean weighted by classification scores (eq. 6): sum of w l / sum of w.
 

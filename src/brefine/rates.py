@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from brefine import batch_size, weights
 from brefine.data.loader import train_loader
 from brefine.data.read import read
+from brefine.losses import total
 from brefine.methods import create
 from brefine.progress import Progress
 from brefine.recipe import Recipe
@@ -85,19 +86,17 @@ def find_rate(recipe: Recipe, *, low: float = 1e-6, high: float = 1.0, steps: in
                 named: dict[str, Tensor] = model.loss(images.to(device), moved)
             except InputError:  # Rank & Sort refuses logits that are not finite
                 break
-            total: Tensor = torch.stack(
-                [v for k, v in named.items() if not k.startswith("raw_")]
-            ).sum()
-            if not total.isfinite():
+            loss = total(named)
+            if not loss.isfinite():
                 break
-            smooth = SMOOTH * smooth + (1 - SMOOTH) * float(total.detach())
+            smooth = SMOOTH * smooth + (1 - SMOOTH) * float(loss.detach())
             mean = smooth / (1 - SMOOTH ** (step + 1))
             if step > 10 and mean > DIVERGED * min(losses):
                 break
             rates.append(rate)
             losses.append(mean)
             optimizer.zero_grad()
-            total.backward()  # type: ignore[no-untyped-call]
+            loss.backward()  # type: ignore[no-untyped-call]
             if recipe.train.clip_norm:
                 nn.utils.clip_grad_norm_(model.parameters(), recipe.train.clip_norm)
             optimizer.step()

@@ -59,6 +59,7 @@ from brefine.guards import (
     worst,
 )
 from brefine.logs import Table, connect, draw
+from brefine.losses import total
 from brefine.methods import create
 from brefine.parts import together
 from brefine.parts.winograd import quicken
@@ -311,15 +312,13 @@ class Learner(L.LightningModule):
         try:
             with together.switched(self.recipe.rank_together):
                 named: dict[str, Tensor] = self.model.loss(*batch)  # type: ignore[operator]
-            total = torch.stack(
-                [v.float() for k, v in named.items() if not k.startswith("raw_")]
-            ).sum()
-            fault = None if total.isfinite() else f"the loss is not finite ({worst(named)})"
+            loss = total(named)
+            fault = None if loss.isfinite() else f"the loss is not finite ({worst(named)})"
         except InputError as error:  # Rank & Sort refuses logits that are not finite
-            named, total, fault = {}, torch.zeros(()), str(error)
+            named, loss, fault = {}, torch.zeros(()), str(error)
         self.learnt = self.learnt or self.guard is None
         if self.guard is None:
-            return total
+            return loss
         if fault:
             self.guard.report(batch, self.place, self.global_step, fault)
         else:
@@ -335,8 +334,8 @@ class Learner(L.LightningModule):
             learnt = [p.flatten()[0] for p in self.model.parameters() if p.requires_grad]
             return torch.stack(learnt).sum() * 0
         self.learnt = True
-        self.named = {"loss": total.detach(), **{k: v.detach() for k, v in named.items()}}
-        return total
+        self.named = {"loss": loss.detach(), **{k: v.detach() for k, v in named.items()}}
+        return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log losses, rate and every part's gradient norm: a starved or exploding head shows."""

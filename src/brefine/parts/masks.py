@@ -6,8 +6,7 @@ Labels are cut in windows, and logits become runs without a pixel being drawn: n
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch.nn import functional
 
 from brefine import runs
 from brefine.parts.boxes import enlarge
-from brefine.rle import Runs
+from brefine.rle import Runs, decode
 from brefine.runs import of_window
 from brefine.structures import Bitmaps, Category, Instances
 
@@ -370,7 +369,7 @@ def to_records(
     ]
 
 
-def touching(instances: Instances) -> Tensor:
+def touching(instances: Instances, records: Sequence[Mapping[str, Any]]) -> Tensor:
     """Which masks reach the edge of the RoI that they were predicted in: they may be cut there.
 
     A side of the RoI that lies outside of the picture or on its border does not count. With
@@ -379,24 +378,20 @@ def touching(instances: Instances) -> Tensor:
 
     Args:
         instances: objects with ``logits``, in the frame of their picture.
+        records: `to_records` of them, in that frame.
 
     Returns:
         ``[N]`` bool.
     """
     size = instances.size
     rois = enlarge(_scaled_boxes(instances, size), instances.margin)
-    masks = torch.tensor([mask.box() for mask in paste_all(instances, size)]).reshape(-1, 4)
+    found = [decode(record["segmentation"], size).box() for record in records]
+    masks = torch.tensor(found).reshape(-1, 4)
     limit = torch.tensor([size[1], size[0]])
     ends = (rois.view(-1, 2, 2) - 0.5).ceil().clamp(min=0).minimum(limit).long().flatten(1)
     near = torch.cat([masks[:, :2] <= ends[:, :2], masks[:, 2:] >= ends[:, 2:]], 1)
     inner = torch.cat([ends[:, :2] > 0, ends[:, 2:] < limit], 1)
     return (near & inner).any(1) & (masks[:, 2] > masks[:, 0])
-
-
-def share_touching(pictures: Iterable[Instances]) -> float:
-    """The share, 0..1, of the masks in some pictures that are ``touching``; NaN without any."""
-    each = [touching(instances) for instances in pictures]
-    return float(torch.cat(each).double().mean()) if each else math.nan
 
 
 def _scaled_boxes(instances: Instances, size: tuple[int, int]) -> Tensor:
