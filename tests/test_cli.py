@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 import brefine
 from brefine import __version__, cli
@@ -127,6 +129,33 @@ def test_results_file_scores_like_the_model(
     (few,) = json.loads((tmp_path / "few.json").read_text()).values()
     objects = [sum(c["objects"] for c in x["per_class"].values()) for x in (few, file)]
     assert 0 < objects[0] < objects[1]
+
+
+def test_earlier_figures_are_replaced(run: Run, toy_set: Path, tmp_path: Path) -> None:
+    (tmp_path / "r.json").write_text("[]")
+    for command, option, names in (
+        ("evaluate", "--out", ["r.json"]),
+        ("compare", "--json", ["r.json", "r.json"]),
+    ):
+        files = [tmp_path / name for name in names]
+        out = tmp_path / f"{command}.json"
+        for _ in range(2):
+            code, _, err = run(
+                command, *files, "--data", toy_set / "val.json", option, out,
+                *(["--resamples", 100] if command == "compare" else ["--boxes", "detected"]),
+            )  # fmt: skip
+            assert code == 0, err
+
+
+def test_what_is_left_out_of_a_set_is_said(run: Run, toy_set: Path, tmp_path: Path) -> None:
+    content = json.loads((toy_set / "val.json").read_text())
+    content["annotations"][0]["category_id"] = 99
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    (tmp_path / "r.json").write_text("[]")
+    code, _, err = run("evaluate", tmp_path / "r.json", "--data", tmp_path / "val.json",
+                       "--images", toy_set / "images", "--boxes", "detected")  # fmt: skip
+    assert code == 0
+    assert "val.json: 1 annotations cannot be used and are left out, first: " in err
 
 
 def test_evaluate_in_true_boxes_alone(run: Run, toy_set: Path, tiny_model: Path) -> None:
@@ -252,12 +281,27 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toy_set: Path, tiny_m
     )
     gone = [{**entry, "file_name": f"gone/{entry['file_name']}"} for entry in content["images"]]
     Path("toy/gone.json").write_text(json.dumps({**content, "images": gone}))
+    wide = [{**entry, "width": entry["width"] + 1} for entry in content["images"]]
+    Path("toy/wide.json").write_text(json.dumps({**content, "images": wide}))
+    spoil(Path("model"), Path("nan"))
+    Path("page.html").write_text("<title>Mine</title>")
     Path("photo.jpg").write_text("no picture")
     Path("results.json").write_text('{"a": 1}')
     Path("records.json").write_text('[{"image_id": 1}]')
     Path("folder").mkdir()
     Image.new("RGB", (40, 30)).save("ok.png")
     return tmp_path
+
+
+def spoil(model: Path, out: Path) -> None:
+    """A copy of a model folder with a weight that is no number."""
+    shutil.copytree(model, out)
+    file = out / "model.safetensors"
+    with safe_open(file, "pt") as held:
+        about = held.metadata()
+        state = {key: held.get_tensor(key) for key in held.keys()}  # noqa: SIM118
+    next(v for v in state.values() if v.is_floating_point()).view(-1)[0] = float("nan")
+    save_file(state, file, about)
 
 
 MISTAKES: list[tuple[Sequence[str], Sequence[str]]] = [
@@ -276,6 +320,42 @@ MISTAKES: list[tuple[Sequence[str], Sequence[str]]] = [
     (["train", "good.yaml", "--set", "model.options.backbone=resnet5"], ["resnet5"]),
     (["train", "good.yaml", "--set", "model.weights=w.pth"], ["w.pth: no such file"]),
     (["train", "good.yaml", "--set", "data.train=null"], ["data.train"]),
+    *(
+        (
+            ["train", "good.yaml", "--set", "train.seed=1", "--set", f"{key}={value}"],
+            [f"error: --set {key}={value}: ", f": {key}", *parts],
+        )
+        for key, value, *parts in (
+            ("train.lr", ".nan"),
+            ("train.steps", "true"),
+            ("model.options.detector.anchor_scale", "-2"),
+            ("model.options.detector.anchor_scale", ".nan"),
+            ("model.options.detector.nms", "5"),
+            ("model.options.detector.score_threshold", ".nan"),
+            ("model.options.detector.detections", "0"),
+            ("model.options.detector.mask_rois", "-1"),
+            ("model.options.detector.proposals", "[0, 0]"),
+            ("model.options.detector.rpn_weight", ".nan"),
+            ("model.options.detector.frozen_stages", "-1"),
+        )
+    ),
+    *(
+        (["train", "good.yaml", "--set", f"model.options.{setting}"], parts)
+        for setting, parts in (
+            ("channels=0", ["model.options.channels: "]),
+            ("detector.frozen_stages=99", ["frozen_stages is 99: ", "stages"]),
+        )
+    ),
+    (["train", "good.yaml", "--set", "data.val=toy/gone.json"], ["gone", "no such picture"]),
+    (
+        ["train", "good.yaml", "--set", "data.val=toy/wide.json"],
+        [".png: ", "but toy/wide.json says", "correct the json"],
+    ),
+    (
+        ["evaluate", "model", "--data", "toy/wide.json"],
+        [".png: ", "but toy/wide.json says", "correct the json"],
+    ),
+    (["predict", "nan", "ok.png"], ["nan/model.safetensors: ", "not finite"]),
     (["train", "good.yaml", "--set", "data.train=none.json"], ["none.json"]),
     (["train", "good.yaml", "--set", "data.train=toy/empty.json"], ["no usable annotation"]),
     (["train", "good.yaml", "--set", "data.train=toy/truncated.json"], ["toy/truncated.json"]),
@@ -306,6 +386,30 @@ MISTAKES: list[tuple[Sequence[str], Sequence[str]]] = [
         ["toy/val.json: not Cityscapes"],
     ),
     (["evaluate", "records.json", "--data", "toy/val.json"], ["records.json", "key"]),
+    *(
+        (["evaluate", "records.json", "--data", "toy/val.json", option, file], [option, *parts])
+        for option, file, parts in (
+            ("--out", "toy/val.json", ["what is to be read"]),
+            ("--out", "toy/../records.json", ["what is to be read"]),
+            ("--out", "toy/train.json", ["there already"]),
+            ("--out", "toy", ["ends in .json"]),
+            ("--out", "ok.png", ["ends in .json"]),
+            ("--report", "toy/val.json", ["ends in .html"]),
+            ("--report", "page.html", ["there already"]),
+        )
+    ),
+    (
+        [
+            "compare",
+            "results.json",
+            "records.json",
+            "--data",
+            "toy/val.json",
+            "--json",
+            "records.json",
+        ],
+        ["--json records.json: is what is to be read"],
+    ),
     (["predict", "model"], ["Missing argument"]),
     (["predict", "none", "ok.png"], ["none: no such model folder"]),
     (["predict", "model", "none.png"], ["none.png: no such picture"]),

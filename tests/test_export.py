@@ -572,7 +572,18 @@ def test_bad_input_is_one_line(
     foreign = onnx.load(file)
     foreign.ClearField("metadata_props")
     onnx.save(foreign, tmp_path / "foreign.onnx")
+    for key, value in (("short_side", "-5"), ("score_threshold", "NaN"), ("long_side", "1")):
+        changed = onnx.load(file)
+        for entry in changed.metadata_props:
+            if entry.key == key:
+                entry.value = value
+        onnx.save(changed, tmp_path / "sides.onnx")
+        fails("its metadata has sides", predict[0], tmp_path / "sides.onnx", *predict[1:])
+    graph = onnx.load(file)
+    del graph.graph.output[-1]
+    onnx.save(graph, tmp_path / "graph.onnx")
     for name, text in (
+        ("graph.onnx", "its graph has 3 inputs and the outputs boxes, "),
         ("none.onnx", "no such file"),
         ("none.xml", "no such file"),
         ("cut.onnx", "damaged"),

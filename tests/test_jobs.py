@@ -309,6 +309,22 @@ def test_a_run_is_resumed_as_it_was_begun(
     assert predict_files(*arguments, resume=True, workers=3).pictures == 2
 
 
+@pytest.mark.parametrize("file", [jobs.JOURNAL, jobs.SETTINGS])
+def test_a_damaged_run_is_not_resumed(
+    tmp_path: Path, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pictures(tmp_path / "in", "a.png", "b.png")
+    arguments = (predictor(), [tmp_path / "in"], tmp_path / "out")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            predict_files(*arguments)
+    with (tmp_path / "out.part" / file).open("a") as journal:
+        journal.write('{"garbage\n')
+    with pytest.raises(InputError, match=rf"{file}: is damaged: remove .*out\.part"):
+        predict_files(*arguments, resume=True)
+
+
 def test_a_run_is_resumed_with_its_own_model(
     tmp_path: Path, tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -314,3 +314,20 @@ def test_every_published_variant_builds_and_predicts():
             (found,) = build(name, **options).predict(images, targets)
         assert found.logits.shape == (2, side, side)
         assert found.logits.std() > 0
+
+
+def test_a_model_has_a_class():
+    with pytest.raises(InputError, match="brefine: num_classes is 0: give 1 or more"):
+        create("brefine", 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"channels": 0}, "mask_rcnn: channels: .* greater than 0"),
+        ({"channels": 36}, "channels is 36: give a multiple of 8 with fpn_norm: group"),
+    ],
+)
+def test_channels_fit_their_groups(options, said):
+    with pytest.raises(InputError, match=said):
+        create("mask_rcnn", 3, **{**SMALL, **options})

@@ -1,5 +1,6 @@
 """From pictures to objects: frames, thresholds, every kind of input."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -140,6 +141,36 @@ def test_wrong_input_is_one_line(wrong: Any) -> None:
     with pytest.raises(InputError) as caught:
         predictor()(wrong)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"threshold": math.nan}, "threshold nan: expected a score, 0 to 1"),
+        ({"threshold": 2}, "threshold 2: expected"),
+        ({"views": "flip"}, r"views 'flip': expected brefine\.views\.combine"),
+        ({"views": ()}, "views"),
+    ],
+)
+def test_options_of_a_call_are_checked(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        predictor()(np.zeros((40, 50, 3), np.uint8), **options)
+
+
+def test_a_margin_is_a_share() -> None:
+    p = predictor()
+    p.margin = 0.5
+    for wrong in (math.nan, -0.1, 1.5):
+        with pytest.raises(InputError, match="margin"):
+            p.margin = wrong
+    assert p.margin == 0.5
+
+
+def test_a_read_only_array_is_taken_without_a_word(recwarn: pytest.WarningsRecorder) -> None:
+    pixels = np.asarray(Image.new("RGB", (50, 40), "red"))
+    assert not pixels.flags.writeable
+    predictor()(pixels)
+    assert not recwarn.list
 
 
 def test_exif_orientation_is_applied(tmp_path: Path) -> None:

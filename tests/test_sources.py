@@ -97,6 +97,13 @@ def test_no_file_of_a_folder_is_looked_at(tmp_path: Path, monkeypatch: pytest.Mo
     assert len([path for path in looked if path.endswith(".png")]) == 30
 
 
+def test_a_closed_stdin_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    (item,) = walk(find_pictures(["-"]))
+    with pytest.raises(InputError, match="standard input: is closed"):
+        item.read()
+
+
 def test_stdin_is_one_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     content = io.BytesIO()
     Image.new("RGB", (7, 5), "blue").save(content, "PNG")

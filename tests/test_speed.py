@@ -271,6 +271,8 @@ def test_forced_boxes_are_inside_and_of_all_sizes() -> None:
     assert len(forced.labels.unique()) > 60
     tiny = speed.Forced.draw((8, 8), 3, 2, 1)
     assert (tiny.boxes[:, 2:] > tiny.boxes[:, :2]).all()
+    assert (tiny.boxes >= 0).all()
+    assert (tiny.boxes <= 8).all()  # and not 16 pixels long: pasted, that is the whole picture
 
 
 # --- the command

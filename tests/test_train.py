@@ -369,3 +369,19 @@ def test_a_mac_trains_on_its_cpu(pictures, tmp_path, monkeypatch):
         monkeypatch.setattr(kind, "is_available", staticmethod(lambda: True))
     train(recipe(pictures, "train.steps=1", "data.val=null", method="brefine"), tmp_path / "run")
     assert (tmp_path / "run/last").is_dir()
+
+
+def test_a_run_that_failed_at_once_does_not_block_its_folder(pictures, tmp_path, monkeypatch):
+    used = recipe(pictures, "train.steps=1", "data.val=null")
+
+    def broken(*args):
+        raise InputError("wrong")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "training_step", broken)
+        with pytest.raises(InputError, match="wrong"):
+            train(used, tmp_path / "run")
+    assert (tmp_path / "run/recipe.yaml").is_file()
+    train(used, tmp_path / "run")
+    with pytest.raises(InputError, match="something already"):  # now there is something to lose
+        train(used, tmp_path / "run")

@@ -232,8 +232,13 @@ def evaluate(
 
     from brefine.data.read import read
     from brefine.evaluate import evaluate_paths
+    from brefine.files import check_target
     from brefine.metrics.tables import print_classes, print_kinds, print_table, print_thresholds
 
+    if out:
+        check_target("--out", out, ".json", '"values": {', [data, *models])
+    if report:
+        check_target("--report", report, ".html", "<title>Evaluation of ", [data, *models])
     dataset = read(data, images)
     rows = evaluate_paths(
         models,
@@ -288,7 +293,10 @@ def compare(
         raise typer.BadParameter("give two systems or more: nothing to compare one with")
     from brefine.compare import compare, print_comparison
     from brefine.data.read import read
+    from brefine.files import check_target
 
+    if json_file:
+        check_target("--json", json_file, ".json", '"resamples": ', [data, *systems])
     found = compare(
         systems,
         read(data, images),

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from brefine.data.coco import CocoSet
+from brefine.data.loader import check_size
 from brefine.data.lvis import FREQUENCIES
 from brefine.files import replacing
 from brefine.metrics import cityscapes
@@ -194,6 +195,7 @@ def look(
             found, filled = predictor.both(picture.file, asked)
         else:
             found = predictor.detect(picture.file, threshold=0.0)
+        check_size(dataset, index, found.size)
         records = to_records(found, picture.id, predictor.categories, found.size)
         edge = touching(found, records).tolist()
         records = [record for record in records if record["category_id"] in known]

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from brefine.data.pictures import network_size
-from brefine.header import read_header
+from brefine.header import limits, read_header
 from brefine.runs import paste
 from brefine.sources import Held, as_array
 from brefine.structures import InputError
@@ -36,6 +36,7 @@ from brefine.views import PLAIN, View
 #: suffixes of the files by format
 FORMATS = {"onnx": ".onnx", "openvino": ".xml"}
 #: what a file gives, in this order
+INPUTS = 3  # pixels, sizes, least
 OUTPUTS = ("boxes", "labels", "scores", "pictures", "logits")
 MULTIPLE = 32  # pixels that the sides of a batch are multiples of
 
@@ -85,6 +86,11 @@ class Session:
             self.least = float(json.loads(metadata["score_threshold"]))
         except (KeyError, TypeError, ValueError):
             raise InputError(f"{path}: its metadata lacks sizes or threshold: damaged") from None
+        if not (0 < self.short_side <= self.long_side and 0 <= self.least <= 1):
+            raise InputError(
+                f"{path}: its metadata has sides {self.short_side} and {self.long_side} and "
+                f"threshold {self.least}: damaged"
+            )
 
     def __call__(self, pixels: Array, sizes: Array, least: float) -> tuple[Array, ...]:
         """Boxes ``[N, 4]``, labels, scores, pictures ``[N]`` and mask logits ``[N, S, S]``.
@@ -211,7 +217,7 @@ class Model:
         self, boxes: Array, labels: Array, scores: Array, logits: Array, threshold: float | None
     ) -> tuple[Array, Array, Array, Array]:
         """The objects whose score, now calibrated, is high enough."""
-        chosen = self.thresholds if threshold is None else [threshold] * len(self.categories)
+        chosen = limits(self.thresholds, threshold)
         scores = self.calibration(scores)
         # In single precision: a score of 0.7 that the model computed in it is not below 0.7.
         some = scores.astype(np.float32) >= np.array(chosen, dtype=np.float32)[labels]
@@ -292,8 +298,10 @@ def _open_onnx(path: Path, threads: int | None) -> tuple[Mapping[str, str], Any]
     except Exception as error:  # its own kinds, and RuntimeError
         raise _damaged(path, "ONNX", error) from None
 
+    names = [each.name for each in session.get_inputs()]
+    _check_graph(path, len(names), [each.name for each in session.get_outputs()])
+
     def run(*inputs: Array) -> tuple[Array, ...]:
-        names = [each.name for each in session.get_inputs()]
         return tuple(session.run(list(OUTPUTS), dict(zip(names, inputs, strict=True))))
 
     return session.get_modelmeta().custom_metadata_map, run
@@ -310,6 +318,19 @@ def openvino_core() -> Any:
     except ImportError:
         raise needs("openvino", "openvino") from None
     return _core()
+
+
+def _check_graph(path: Path, inputs: int, outputs: Collection[str]) -> None:
+    """Make sure that a graph is that of a model, whatever its metadata says.
+
+    Raises:
+        InputError: it is not.
+    """
+    if inputs != INPUTS or not {*OUTPUTS} <= {*outputs}:
+        raise InputError(
+            f"{path}: its graph has {inputs} inputs and the outputs {', '.join(outputs)}, not "
+            f"{INPUTS} and {', '.join(OUTPUTS)}: name a file that brefine export wrote"
+        )
 
 
 @cache
@@ -339,8 +360,10 @@ def _open_ir(path: Path, threads: int | None) -> tuple[Mapping[str, str], Any]:
             info = model.get_rt_info("brefine")
             metadata = {key: str(value) for key, value in info.value.items()}
         compiled = core.compile_model(model, "CPU", options)
+        outputs = [name for each in model.outputs for name in each.names]
     except Exception as error:  # RuntimeError, mostly
         raise _damaged(path, "OpenVINO", error) from None
+    _check_graph(path, len(model.inputs), outputs)
 
     def run(*inputs: Array) -> tuple[Array, ...]:
         found = compiled(list(inputs))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -19,6 +19,36 @@ def require_empty(folder: Path) -> None:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder}: is there already: give a new folder or remove it")
+
+
+def check_target(option: str, path: Path, suffix: str, mark: str, inputs: Iterable[Path]) -> None:
+    """Make sure that a file named on the command line may be written.
+
+    Args:
+        option: that names it, for the message.
+        path: what it names.
+        suffix: that it must have.
+        mark: text near the beginning of a file that this command wrote earlier; only such a file
+            is replaced.
+        inputs: of the command, which are no place to write to.
+
+    Raises:
+        InputError: it may not.
+    """
+    if path.suffix.lower() != suffix or path.is_dir():
+        raise InputError(f"{option} {path}: name a file that ends in {suffix}")
+    if any(path.resolve() == Path(each).resolve() for each in inputs):
+        raise InputError(f"{option} {path}: is what is to be read: name another file")
+    if path.exists():
+        try:
+            with path.open(encoding="utf-8", errors="replace") as file:
+                ours = mark in file.read(4096)
+        except OSError as error:
+            raise InputError(f"{option} {path}: cannot write: {error.strerror}") from None
+        if not ours:
+            raise InputError(
+                f"{option} {path}: is there already, and not from this command: name another file"
+            )
 
 
 @contextmanager

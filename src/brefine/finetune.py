@@ -19,7 +19,7 @@ import torch
 
 from brefine import weights
 from brefine.data.coco import CocoSet
-from brefine.data.convert import require_pictures
+from brefine.data.loader import require_pictures
 from brefine.data.read import read
 from brefine.data.split import split
 from brefine.data.stats import STRIDE, stats

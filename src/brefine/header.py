@@ -31,6 +31,23 @@ def describe_scores(
     }
 
 
+def limits(thresholds: Sequence[float], threshold: float | None) -> list[float]:
+    """The score from which each class is reported.
+
+    Args:
+        thresholds: the model's own.
+        threshold: one for all instead of them.
+
+    Raises:
+        InputError: it is no share, 0..1.
+    """
+    if threshold is None:
+        return list(thresholds)
+    if not 0 <= threshold <= 1:
+        raise InputError(f"threshold {threshold}: expected a score, 0 to 1")
+    return [threshold] * len(thresholds)
+
+
 def read_header(
     header: Mapping[str, str] | None, path: Path
 ) -> tuple[list[Category], list[float], float, Calibration]:

@@ -310,15 +310,22 @@ def _begin(part: Path, out: Path, settings: dict[str, Any], resume: bool) -> dic
         with journal.open("rb") as file:
             for line in file:
                 if line.endswith(b"\n"):  # the last one may be cut short
+                    try:
+                        names = [entry["name"] for entry in json.loads(line)]
+                    except (ValueError, TypeError, KeyError):
+                        raise InputError(f"{journal}: is damaged: remove {part}") from None
                     whole += len(line)
-                    done.update(dict.fromkeys(entry["name"] for entry in json.loads(line)))
+                    done.update(dict.fromkeys(names))
         if done and not resume:
             raise InputError(
                 f"{part}: an unfinished run with {len(done)} pictures done: go on with --resume, "
                 "or remove it"
             )
         if done:
-            before = json.loads((part / SETTINGS).read_text(encoding="utf-8"))
+            try:
+                before = dict(json.loads((part / SETTINGS).read_text(encoding="utf-8")))
+            except (OSError, ValueError, TypeError):
+                raise InputError(f"{part / SETTINGS}: is damaged: remove {part}") from None
             for key in {**before, **settings}:
                 if before.get(key) != settings.get(key):
                     raise InputError(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from brefine import weights
 from brefine.data.transforms import resize
 from brefine.exported import is_exported
+from brefine.header import limits
 from brefine.metrics.calibration import IDENTITY, Calibration
 from brefine.parts.backbone import Backbone
 from brefine.parts.boxes import clip
@@ -78,9 +79,18 @@ class Predictor:
         self.thresholds = [float(value) for value in each]
         self.overall = overall
         self.calibration = calibration
+        self.margin = margin
+
+    @property
+    def margin(self) -> float:
+        """The share of a box's sides, 0..1, by which a mask's RoI is larger on every side."""
+        return self._margin
+
+    @margin.setter
+    def margin(self, margin: float) -> None:
         if not 0 <= margin <= 1:
             raise InputError(f"margin {margin}: expected a share of the box, 0 to 1")
-        self.margin = margin
+        self._margin = margin
 
     @classmethod
     def load(
@@ -159,7 +169,7 @@ class Predictor:
                 ``[H, W, 3]`` or a tensor ``[3, H, W]`` uint8; see ``sources.as_pixels``.
             threshold: objects with a lower score are dropped; 0 keeps all the model gives;
                 None: the model's own for each class.
-            views: ways to look at it whose boxes and masks are averaged, see ``views.combine``.
+            views: ways to look at it whose boxes and masks are averaged: ``views.combine(...)``.
             tile: see ``records``.
             overlap: see ``records``.
             channels: the order in an array or a tensor, ``RGB`` or ``BGR``.
@@ -190,6 +200,8 @@ class Predictor:
         Returns:
             Boxes in the picture's pixels, labels, scores and mask logits ``[N, S, S]``.
         """
+        if not views or not all(isinstance(view, View) for view in views):
+            raise InputError(f"views {views!r}: expected brefine.views.combine(flip=True), such")
         pixels = as_pixels(picture)
         if len(views) == 1:
             images, size = self._resize(pixels, views[0])
@@ -354,10 +366,10 @@ class Predictor:
 
     def _above(self, found: Instances, threshold: float | None) -> Instances:
         """The objects whose score is high enough."""
-        limits = self.thresholds if threshold is None else [threshold] * len(self.categories)
+        least = limits(self.thresholds, threshold)
         assert found.scores is not None
         # In single precision: a score of 0.7 that the model computed in it is not below 0.7.
-        return found[found.scores.float() >= torch.tensor(limits)[found.labels]]
+        return found[found.scores.float() >= torch.tensor(least)[found.labels]]
 
     def _fill(
         self, images: Images, target: Instances, features: Any = None, view: View = PLAIN[0]

@@ -30,6 +30,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from brefine.files import replacing
+from brefine.ranges import Positive, Probability, Scale
 from brefine.structures import InputError
 
 
@@ -48,9 +49,6 @@ def _number_or_auto(value: Any) -> Any:
         raise ValueError(f"expected a whole number above 0, or auto, not {value!r}") from None
 
 
-Positive = Annotated[int, Field(gt=0)]
-Probability = Annotated[float, Field(ge=0, le=1)]
-Scale = Annotated[float, Field(gt=0)]
 Sides = Annotated[tuple[Positive, ...], BeforeValidator(_one_or_more), Field(min_length=1)]
 BatchSize = Annotated[Positive | Literal["auto"], BeforeValidator(_number_or_auto)]
 Milestones = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_one_or_more)]
@@ -80,7 +78,7 @@ class Section(BaseModel):
 
 def options_of(build: Callable[..., Any]) -> type[Section]:
     """The keyword arguments of a method's builder as a Section, so that a recipe is checked."""
-    hints = typing.get_type_hints(build)
+    hints = typing.get_type_hints(build, include_extras=True)
     fields: dict[str, Any] = {
         name: (hints[name], ... if option.default is option.empty else option.default)
         for name, option in inspect.signature(build).parameters.items()
@@ -237,7 +235,7 @@ class TrainRecipe(Section):
     """
 
     epochs: float | None = Field(default=None, gt=0)
-    steps: int | None = Field(default=None, gt=0)
+    steps: int | None = Field(default=None, gt=0, strict=True)
     batch_size: BatchSize = 2
     accumulate: Positive = 1
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -360,7 +358,12 @@ class Recipe(Section):
             if not equals or not key or not isinstance(place, dict):
                 raise InputError(f"--set {setting}: expected KEY=VALUE, such as train.lr=0.01")
             place[key] = parse_yaml(text, f"--set {setting}")
-        return self.parse(values, f"--set {' '.join(settings)}")
+        try:
+            return self.parse(values, "")
+        except InputError as error:
+            fault = str(error).removeprefix(": ")
+            blamed = [each for each in settings if each.partition("=")[0].strip() in fault]
+            raise InputError(f"--set {' '.join(blamed or settings)}: {fault}") from None
 
 
 def describe(error: ValidationError) -> str:

@@ -277,6 +277,8 @@ def walk(
 
 
 def _read_stdin() -> Pixels:
+    if sys.stdin is None:  # closed
+        raise InputError("standard input: is closed: give a picture there, or name a file")
     content = sys.stdin.buffer.read(MOST_BYTES + 1)
     if len(content) > MOST_BYTES:
         raise InputError(f"standard input: more than {MOST_BYTES >> 20} MB")
@@ -402,7 +404,9 @@ def as_array(picture: Held, channels: str = "RGB") -> Pixels:
     if not known or not picture.size:
         grey = " or grey [H, W] uint8 or uint16"
         raise _refuse(picture, f"{channels} [H, W, 3] uint8{grey}", "array")
-    return np.ascontiguousarray(picture if channels == "RGB" else picture[:, :, ::-1])
+    pixels = picture if channels == "RGB" else picture[:, :, ::-1]
+    # A copy of what may not be written, such as a view of a PIL picture: torch warns of such.
+    return np.require(pixels, requirements=["C", "W"])
 
 
 def as_pixels(picture: Picture, channels: str = "RGB") -> Tensor:

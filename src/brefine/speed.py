@@ -199,12 +199,16 @@ class Forced:
     def draw(
         cls, size: tuple[int, int], proposals: int, detections: int, num_classes: int
     ) -> Forced:
-        """Boxes anywhere, their sides 16 pixels to 0.6 of the picture's, evenly by logarithm."""
+        """Boxes anywhere, their sides 16 pixels to 0.6 of the picture's, evenly by logarithm.
+
+        In a picture that small, all are 0.6 of its sides long.
+        """
         random = torch.Generator().manual_seed(0)
         most = torch.tensor([size[1], size[0]])
 
         def boxes(count: int) -> Tensor:
-            sides = 16 * (0.6 * most / 16).clamp(min=1) ** torch.rand(count, 2, generator=random)
+            low, high = (0.6 * most).clamp(max=16), 0.6 * most
+            sides = low * (high / low) ** torch.rand(count, 2, generator=random)
             corners = torch.rand(count, 2, generator=random) * (most - sides).clamp(min=0)
             return torch.cat([corners, corners + sides], 1)
 

@@ -44,7 +44,7 @@ from brefine.checkpoints import (
 )
 from brefine.data.augment import Transform
 from brefine.data.coco import CocoSet
-from brefine.data.loader import train_loader
+from brefine.data.loader import read_labelled, require_pictures, train_loader
 from brefine.data.read import read
 from brefine.evaluate import Report, evaluate
 from brefine.files import replacing
@@ -112,7 +112,9 @@ def train(
     found = newest(out) if resume else None
     if resume is True and not found:
         raise InputError(f"{out}: no checkpoint to resume from")
-    if first and not found and out.exists() and not _is_free(out, begun=resume == "auto"):
+    # A run that failed before it had anything to go on from is no loss.
+    begun = resume == "auto" or not any((out / CHECKPOINTS).glob("*"))
+    if first and not found and out.exists() and not _is_free(out, begun=begun):
         raise InputError(f"{out}: there is something already: choose another folder, or resume")
     if recipe.train.batch_size == "auto":
         if found:  # what it was is known
@@ -129,6 +131,9 @@ def train(
     dataset = read(recipe.data.train, recipe.data.images, split="train")
     held_out, pictures = recipe.data.val, recipe.data.val_images or recipe.data.images
     validation = read(held_out, pictures) if held_out else None
+    if validation:  # before hours of training, not after
+        require_pictures(validation)
+        read_labelled(validation, 0)
     if validation and validation.categories != dataset.categories:
         raise InputError(
             f"{recipe.data.val}: its categories differ from those of {recipe.data.train}: "

@@ -170,7 +170,13 @@ def load(folder: Path | str, device: torch.device | str = "cpu") -> Model:
             expected = cast(nn.Module, create(*build, **recipe.model.options)).state_dict()
         _check_fits(file, expected, weights)
         model = cast(nn.Module, create(*build, **recipe.model.options))
-        model.load_state_dict({key: file.get_tensor(key) for key in expected})
+        state = {key: file.get_tensor(key) for key in expected}
+        for key, value in state.items():
+            if value.is_floating_point() and not value.isfinite().all():
+                raise InputError(
+                    f"{weights}: {key} holds numbers that are not finite: the training diverged"
+                )
+        model.load_state_dict(state)
     segmenter = cast(Segmenter, model.to(device).eval())
     return Model(segmenter, recipe, categories, thresholds, overall, calibration)
 

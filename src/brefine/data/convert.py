@@ -29,13 +29,14 @@ from rich.console import Console
 from rich.table import Table
 
 from brefine.data.coco import CocoSet, Picture, find_folder, read_json
+from brefine.data.loader import require_pictures
 from brefine.data.masks_folder import OBJECT, split_ids
 from brefine.data.pictures import CLASSES, SUFFIXES, by_name
 from brefine.data.read import read
 from brefine.files import replacing, require_empty
 from brefine.formats.polygons import Found, Object, iou, write_labelme, write_yolo
 from brefine.formats.rasters import MOST, write_masks
-from brefine.progress import console, track
+from brefine.progress import track
 from brefine.rle import Runs, decode
 from brefine.structures import InputError
 
@@ -126,7 +127,6 @@ def convert(
     out = Path(out)
     require_empty(out)
     dataset = read(path, images, split=split)
-    tell_skipped(dataset)
     folder, names = name_pictures(dataset, images, as_written=to == "coco")
     _check_names(dataset, folder, names, to)
     if pictures != "none":
@@ -165,27 +165,6 @@ def objects_of(dataset: CocoSet, index: int) -> tuple[list[Object], int, int]:
     ]
     objects = [(label, runs) for label, runs in drawn if runs.area()]
     return objects, len(entries) - len(drawn), len(drawn) - len(objects)
-
-
-def tell_skipped(dataset: CocoSet) -> None:
-    """Say on the console how many annotations are left out since they cannot be used."""
-    if dataset.skipped:
-        line = f"{len(dataset.skipped)} annotations cannot be used and are left out, first: "
-        console.print(f"{dataset.path}: {line}{dataset.skipped[0]}", markup=False, soft_wrap=True)
-
-
-def require_pictures(dataset: CocoSet) -> None:
-    """Make sure that every picture is there.
-
-    Raises:
-        InputError: names the first that is not.
-    """
-    missing = [picture.file for picture in dataset.pictures if not picture.file.is_file()]
-    if missing:
-        raise InputError(
-            f"{missing[0]}: no such picture, and {len(missing) - 1} more of {len(dataset)} in "
-            f"{dataset.path}: give the folder they are in"
-        )
 
 
 def name_pictures(

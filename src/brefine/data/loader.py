@@ -166,15 +166,43 @@ def read_labelled(dataset: CocoSet, index: int) -> Tensor:
     """
     picture = dataset.pictures[index]
     pixels = read_picture(picture.file)
-    height, width = pixels.shape[1:]
-    if (height, width) != picture.size:
+    check_size(dataset, index, (pixels.shape[1], pixels.shape[2]))
+    return pixels
+
+
+def require_pictures(dataset: CocoSet) -> None:
+    """Make sure that every picture is there.
+
+    Raises:
+        InputError: names the first that is not.
+    """
+    missing = [picture.file for picture in dataset.pictures if not picture.file.is_file()]
+    if missing:
+        raise InputError(
+            f"{missing[0]}: no such picture, and {len(missing) - 1} more of {len(dataset)} in "
+            f"{dataset.path}: give the folder they are in as images"
+        )
+
+
+def check_size(dataset: CocoSet, index: int, size: tuple[int, int]) -> None:
+    """Make sure that a picture has the size that its label says.
+
+    Args:
+        dataset: pictures and labels.
+        index: of the picture.
+        size: (height, width) that it has.
+
+    Raises:
+        InputError: another one; names the picture and both.
+    """
+    picture, (height, width) = dataset.pictures[index], size
+    if size != picture.size:
         turned = (width, height) == picture.size
         hint = "was it labelled before it was turned upright?" if turned else "correct the json"
         raise InputError(
             f"{picture.file}: {height} x {width} pixels (height x width), but {dataset.path} says "
             f"{picture.size[0]} x {picture.size[1]} for picture {picture.id}: {hint}"
         )
-    return pixels
 
 
 def read_map(path: Path, size: tuple[int, int]) -> Tensor:
@@ -233,12 +261,7 @@ def train_loader(
         if dataset.skipped:
             fault += f" ({len(dataset.skipped)} unusable, first: {dataset.skipped[0]})"
         raise InputError(fault)
-    missing = [picture.file for picture in dataset.pictures if not picture.file.is_file()]
-    if missing:
-        raise InputError(
-            f"{missing[0]}: no such picture, and {len(missing) - 1} more of {len(dataset)} in "
-            f"{dataset.path}: give the folder they are in as images"
-        )
+    require_pictures(dataset)
     if recipe.semantic is not None and transform is not None:
         raise InputError("data.semantic: maps do not go through a transform of your own")
     if sampler is None:

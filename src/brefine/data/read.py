@@ -27,13 +27,13 @@ def read(
     a folder with json files                      LabelMe
     ============================================  ==========================================
 
-    A format other than COCO is named on the console.
+    A format other than COCO is named on the console, and what had to be left out.
 
     Args:
         path: file or folder.
         images: folder of the pictures, if not where the format has them.
         split: what to read of Cityscapes, Pascal VOC or a YOLO yaml: ``train`` or ``val``.
-        quiet: name no format.
+        quiet: say nothing.
 
     Raises:
         InputError: not there, of no known format or of two, or broken; one line that names the
@@ -45,7 +45,11 @@ def read(
         raise InputError(f"{folder}: no such folder of pictures")
     kind, content = recognise(path)
     if kind == "COCO":
-        return CocoSet.from_dict(content, path, find_folder(path, images))
+        dataset = CocoSet.from_dict(content, path, find_folder(path, images))
+        if dataset.skipped and not quiet:
+            line = f"{len(dataset.skipped)} annotations cannot be used and are left out, first: "
+            console.print(f"{path}: {line}{dataset.skipped[0]}", markup=False, soft_wrap=True)
+        return dataset
     content = read_as(kind, path, folder, split=split, content=content)
     dataset = CocoSet.from_dict(content, path, Path())
     if kind == "LVIS":

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from brefine.data.convert import coco_content, name_pictures, tell_skipped
+from brefine.data.convert import coco_content, name_pictures
 from brefine.data.read import read
 from brefine.files import replacing, require_empty
 from brefine.structures import InputError
@@ -74,7 +74,6 @@ def split(
     pattern = _compile(group)
     require_empty(out)
     dataset = read(path, images, split=part)
-    tell_skipped(dataset)
     folder, names = name_pictures(dataset, images, as_written=True)
     content = coco_content(dataset, names)
     keys = [_key(name, pattern) for name in names]

@@ -47,6 +47,8 @@ def create(name: str, num_classes: int, **options: Any) -> Segmenter:
     """
     if name not in METHODS:
         raise InputError(f"no method {name!r}: choose one of {', '.join(sorted(METHODS))}")
+    if num_classes < 1:
+        raise InputError(f"{name}: num_classes is {num_classes}: give 1 or more")
     # From a recipe, options are plain YAML values: the signature says what they become.
     try:
         return validate_call(METHODS[name])(num_classes, **options)

@@ -25,6 +25,7 @@ from brefine.parts.mask_head import MaskLoss, conv3x3
 from brefine.parts.masks import shrink
 from brefine.parts.one_stage import Detector, focal, number, rank
 from brefine.parts.two_stage import Truth
+from brefine.ranges import Positive
 from brefine.structures import Images, Instances
 
 STRIDE = 4  # pixels a cell of the bases
@@ -36,7 +37,7 @@ def blendmask(
     num_classes: int,
     *,
     backbone: str = "resnet50",
-    channels: int = 256,
+    channels: Positive = 256,
     num_convs: int = 4,
     groups: int = 32,
     bases: int = 4,

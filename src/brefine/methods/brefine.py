@@ -22,6 +22,7 @@ from brefine.parts.backbone import Backbone
 from brefine.parts.boxes import CONVENTIONS, Convention
 from brefine.parts.mask_head import ClassLogits, MaskLoss, again, conv1x1, conv3x3
 from brefine.parts.two_stage import Detector, Truth, TwoStage
+from brefine.ranges import Positive
 from brefine.structures import InputError, Instances
 
 GROUP = 16  # RoIs that the head learns from at once
@@ -31,7 +32,7 @@ def brefine(
     num_classes: int,
     *,
     backbone: str = "resnet50",
-    channels: int = 256,
+    channels: Positive = 256,
     stages: int = 3,
     num_convs: int = 4,
     context: bool = True,

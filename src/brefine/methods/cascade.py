@@ -19,6 +19,7 @@ from brefine.parts.box_head import BoxHead, RoIs, Round
 from brefine.parts.boxes import CONVENTIONS
 from brefine.parts.mask_head import MaskLoss
 from brefine.parts.two_stage import Detector, Truth, TwoStage, box_head
+from brefine.ranges import Positive
 from brefine.structures import Instances
 
 #: of each stage: IoU from which a box is an object's, standard deviations of the deltas of
@@ -33,7 +34,7 @@ def cascade(
     num_classes: int,
     *,
     backbone: str = "resnet50",
-    channels: int = 256,
+    channels: Positive = 256,
     num_convs: int = 4,
     classify: Classify = "last",
     mask_loss: MaskLoss = "bce",

@@ -23,6 +23,7 @@ from brefine.parts.backbone import Backbone
 from brefine.parts.boxes import CONVENTIONS
 from brefine.parts.mask_head import MaskLoss, conv1x1, conv3x3
 from brefine.parts.two_stage import Detector, Truth, TwoStage
+from brefine.ranges import Positive
 from brefine.structures import InputError, Instances
 
 LEVEL = 1  # of the pyramid: the semantic map has its stride, 8
@@ -33,7 +34,7 @@ def htc(
     num_classes: int,
     *,
     backbone: str = "resnet50",
-    channels: int = 256,
+    channels: Positive = 256,
     num_convs: int = 4,
     semantic_classes: int = 0,
     semantic_convs: int = 4,

@@ -14,6 +14,7 @@ from brefine.parts.backbone import Backbone
 from brefine.parts.boxes import CONVENTIONS, Convention
 from brefine.parts.mask_head import ClassLogits, MaskLoss, again, conv3x3
 from brefine.parts.two_stage import Detector, Truth, TwoStage
+from brefine.ranges import Positive
 from brefine.structures import InputError
 
 
@@ -21,7 +22,7 @@ def mask_rcnn(
     num_classes: int,
     *,
     backbone: str = "resnet50",
-    channels: int = 256,
+    channels: Positive = 256,
     num_convs: int = 4,
     input_size: int = 14,
     output_size: int = 28,

@@ -19,13 +19,14 @@ from brefine.parts import together
 from brefine.parts.boxes import CONVENTIONS, Convention
 from brefine.parts.mask_head import MaskLoss, conv3x3
 from brefine.parts.two_stage import Detector, Truth, TwoStage
+from brefine.ranges import Positive
 
 
 def mask_scoring(
     num_classes: int,
     *,
     backbone: str = "resnet50",
-    channels: int = 256,
+    channels: Positive = 256,
     num_convs: int = 4,
     iou_hidden: int = 1024,
     iou_weight: float = 1.0,

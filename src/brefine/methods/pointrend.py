@@ -18,6 +18,7 @@ from brefine.losses import MASK_LOSSES
 from brefine.parts.backbone import Backbone
 from brefine.parts.mask_head import MaskLoss
 from brefine.parts.two_stage import Detector, Truth, TwoStage
+from brefine.ranges import Positive
 
 #: how training picks points
 Sampling = Literal["biased", "uniform", "grid"]
@@ -27,7 +28,7 @@ def pointrend(
     num_classes: int,
     *,
     backbone: str = "resnet50",
-    channels: int = 256,
+    channels: Positive = 256,
     hidden: int = 1024,
     point_channels: int = 256,
     point_layers: int = 3,

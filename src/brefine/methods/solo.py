@@ -23,6 +23,7 @@ from brefine.parts.backbone import Backbone
 from brefine.parts.mask_head import MaskLoss
 from brefine.parts.masks import boxes_around, shrink
 from brefine.parts.one_stage import Detector, focal, number, rank
+from brefine.ranges import Positive
 from brefine.structures import Bitmaps, Images, Instances
 
 #: pixels a cell of the features that each level predicts from; masks have twice as many
@@ -34,7 +35,7 @@ def solo(
     num_classes: int,
     *,
     backbone: str = "resnet50",
-    channels: int = 256,
+    channels: Positive = 256,
     width: int = 256,
     num_convs: int = 7,
     groups: int = 32,

@@ -22,6 +22,7 @@ from brefine.parts.backbone import Backbone
 from brefine.parts.mask_head import MaskLoss, conv3x3
 from brefine.parts.masks import shrink
 from brefine.parts.one_stage import Detector, number, rank
+from brefine.ranges import Positive
 from brefine.structures import Images, Instances
 
 DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
@@ -33,7 +34,7 @@ def yolact(
     num_classes: int,
     *,
     backbone: str = "resnet50",
-    channels: int = 256,
+    channels: Positive = 256,
     width: int = 256,
     prototypes: int = 32,
     prototype_width: int = 256,

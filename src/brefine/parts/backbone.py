@@ -18,6 +18,8 @@ from torchvision.ops.feature_pyramid_network import (
 
 from brefine.structures import Images, InputError
 
+GROUPS = 8  # of GroupNorm
+
 
 class Backbone(nn.Module):
     """Normalisation, a timm backbone and an FPN: pictures in, five levels out.
@@ -43,7 +45,7 @@ class Backbone(nn.Module):
 
     Raises:
         InputError: timm has no such model, or it lacks one of the strides, or it has no strides
-            to move.
+            to move, or too few stages to freeze; channels do not fit GroupNorm.
     """
 
     strides = (4, 8, 16, 32, 64)
@@ -64,6 +66,10 @@ class Backbone(nn.Module):
         upsample: Literal["nearest", "bilinear"] = "nearest",
     ) -> None:
         super().__init__()
+        if fpn_norm == "group" and channels % GROUPS:
+            raise InputError(
+                f"channels is {channels}: give a multiple of {GROUPS} with fpn_norm: group"
+            )
         self.name, self.norm = name, norm
         self.body = _features(name)
         if stride_in_1x1:
@@ -79,7 +85,7 @@ class Backbone(nn.Module):
             widths,
             channels,
             extra_blocks=extra,
-            norm_layer=partial(nn.GroupNorm, 8) if fpn_norm == "group" else None,
+            norm_layer=partial(nn.GroupNorm, GROUPS) if fpn_norm == "group" else None,
         )
         self.fpn.mode = upsample
         config = timm.get_pretrained_cfg(name)
@@ -87,6 +93,8 @@ class Backbone(nn.Module):
         std = config.std if config else timm.data.IMAGENET_DEFAULT_STD
         for key, value in (("mean", mean), ("std", std)):
             self.register_buffer(key, torch.tensor(value).reshape(3, 1, 1) * 255, persistent=False)
+        if frozen_stages > len(info):
+            raise InputError(f"frozen_stages is {frozen_stages}: {name} has {len(info)} stages")
         if frozen_stages:
             self._freeze(info.module_name()[frozen_stages - 1])
         self.train()

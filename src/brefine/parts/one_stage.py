@@ -11,6 +11,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from brefine import losses
 from brefine.parts import together
+from brefine.ranges import STRICT, NotNegative, Positive, Stages
 
 
 @dataclass(frozen=True)
@@ -26,14 +27,14 @@ class Detector:
         detections: most kept a picture.
     """
 
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  a typo in a recipe must not pass
+    __pydantic_config__ = STRICT
 
     norm: Literal["frozen", "batch"] = "frozen"
-    frozen_stages: int = 1
+    frozen_stages: Stages = 1
     fpn_norm: Literal["none", "group"] = "none"
-    delta: float = 0.5
-    balance_floor: float = 0.0
-    detections: int = 100
+    delta: NotNegative = 0.5
+    balance_floor: NotNegative = 0.0
+    detections: Positive = 100
 
 
 def number(rows: Tensor, *, more: int = 0) -> Tensor:

@@ -16,6 +16,7 @@ from brefine.parts.box_head import DELTA_WEIGHTS, Boxes, BoxHead, Round, detect
 from brefine.parts.boxes import CONVENTIONS, Convention, enlarge
 from brefine.parts.masks import crop, read_points, share_inside
 from brefine.parts.rpn import RPN
+from brefine.ranges import STRICT, NotNegative, Positive, Probability, Scale, Stages
 from brefine.structures import Bitmaps, Images, Instances
 
 CHUNK = 2**22  # numbers a layer of the mask head makes at once in prediction: fits a CPU's cache
@@ -155,28 +156,28 @@ class Detector:
         detections: most kept a picture.
     """
 
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  a typo in a recipe must not pass
+    __pydantic_config__ = STRICT
 
     norm: Literal["frozen", "batch"] = "frozen"
-    frozen_stages: int = 1
+    frozen_stages: Stages = 1
     fpn_norm: Literal["none", "group"] = "none"
     stride_in_1x1: bool = False
     convention: Literal["detectron", "torchvision"] = "detectron"
-    finest: float = 56.0
-    delta: float = 0.5
-    balance_floor: float = 0.0
-    rpn_weight: float = 0.2
-    rpn_samples: int | None = 256
-    anchor_scale: float = 8.0
-    candidates: tuple[int, int] = (2000, 1000)
-    proposals: tuple[int, int] = (1000, 1000)
-    roi_samples: int | None = 512
+    finest: Scale = 56.0
+    delta: NotNegative = 0.5
+    balance_floor: NotNegative = 0.0
+    rpn_weight: NotNegative = 0.2
+    rpn_samples: Positive | None = 256
+    anchor_scale: Scale = 8.0
+    candidates: tuple[Positive, Positive] = (2000, 1000)
+    proposals: tuple[Positive, Positive] = (1000, 1000)
+    roi_samples: Positive | None = 512
     add_truth: bool = True
-    box_hidden: int = 1024
-    mask_rois: int | None = 200
-    score_threshold: float = 0.05
-    nms: float = 0.5
-    detections: int = 100
+    box_hidden: Positive = 1024
+    mask_rois: Positive | None = 200
+    score_threshold: Probability = 0.05
+    nms: Probability = 0.5
+    detections: Positive = 100
 
 
 def box_head(
