@@ -201,7 +201,7 @@ class Predictor:
             Boxes in the picture's pixels, labels, scores and mask logits ``[N, S, S]``.
         """
         if not views or not all(isinstance(view, View) for view in views):
-            raise InputError(f"views {views!r}: expected brefine.views.combine(flip=True), such")
+            raise InputError(f"views {views!r}: expected those of brefine.views.combine")
         pixels = as_pixels(picture)
         if len(views) == 1:
             images, size = self._resize(pixels, views[0])
