@@ -81,6 +81,10 @@ HEADS: dict[str, tuple[str, dict[str, Any]]] = {
         "brefine",
         {**LIGHT, "num_convs": 2, "widths": (256, 128, 96)},
     ),
+    "light, 256 channels, 1 conv, 96 at last": (
+        "brefine",
+        {**LIGHT, "num_convs": 1, "widths": (256, 128, 96)},
+    ),
 }
 #: the full head with one part changed, for what each is worth
 PARTS: dict[str, tuple[str, dict[str, Any]]] = {
