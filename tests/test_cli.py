@@ -343,6 +343,10 @@ MISTAKES: list[tuple[Sequence[str], Sequence[str]]] = [
         (["train", "good.yaml", "--set", f"model.options.{setting}"], parts)
         for setting, parts in (
             ("channels=0", ["model.options.channels: "]),
+            (
+                "detector.anchor_scal=2",
+                ["model.options.detector.anchor_scal: ", "did you mean anchor_scale?"],
+            ),
             ("detector.frozen_stages=99", ["frozen_stages is 99: ", "stages"]),
         )
     ),

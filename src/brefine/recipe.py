@@ -6,11 +6,13 @@ the path of the key. Paths in it are relative to the folder the command runs in.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import inspect
 import math
 import typing
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -62,23 +64,31 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _refuse_unknown_keys(cls, data: Any) -> Any:
-        known = list(cls.model_fields)
-        unknown = [key for key in data if key not in known] if isinstance(data, dict) else []
-        if not unknown:
-            return data
-        errors: list[InitErrorDetails] = []
-        for key in unknown:
-            near = difflib.get_close_matches(str(key), known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-            text = f"unexpected keyword ({hint})".replace("{", "{{").replace("}", "}}")
-            reason = PydanticCustomError("unexpected_keyword", text)
-            errors.append(InitErrorDetails(type=reason, loc=(str(key),), input=data[key]))
-        raise ValidationError.from_exception_data(cls.__name__, errors)
+        return _refuse_unknown(data, list(cls.model_fields))
+
+
+def _refuse_unknown(data: Any, known: Sequence[str]) -> Any:
+    """``data``, if it is no dict with other keys than those that are known."""
+    unknown = [key for key in data if key not in known] if isinstance(data, dict) else []
+    if not unknown:
+        return data
+    errors: list[InitErrorDetails] = []
+    for key in unknown:
+        near = difflib.get_close_matches(str(key), known, 1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+        text = f"unexpected keyword ({hint})".replace("{", "{{").replace("}", "}}")
+        reason = PydanticCustomError("unexpected_keyword", text)
+        errors.append(InitErrorDetails(type=reason, loc=(str(key),), input=data[key]))
+    raise ValidationError.from_exception_data("section", errors)
 
 
 def options_of(build: Callable[..., Any]) -> type[Section]:
     """The keyword arguments of a method's builder as a Section, so that a recipe is checked."""
     hints = typing.get_type_hints(build, include_extras=True)
+    for name, hint in hints.items():
+        if dataclasses.is_dataclass(hint):
+            known = [field.name for field in dataclasses.fields(hint)]
+            hints[name] = Annotated[hint, BeforeValidator(partial(_refuse_unknown, known=known))]
     fields: dict[str, Any] = {
         name: (hints[name], ... if option.default is option.empty else option.default)
         for name, option in inspect.signature(build).parameters.items()
