@@ -270,13 +270,14 @@ def table(results: Mapping[str, Any]) -> str:
     """Markdown: a row a head, boundary IoU and mask IoU in true boxes on each set."""
     found = gathered(results)
     sets = list(dict.fromkeys(name for name, _ in found))
+    timed = results["milliseconds"]
     counts = sorted({len(runs) for (_, head), runs in found.items() if head in HEADS})
     heads = ["head", "ms / 100 boxes", *(f"{name}: boundary IoU | mask IoU" for name in sets)]
     lines = [" | ".join(heads), " | ".join(["---"] + ["---:"] * (1 + 2 * len(sets)))]
     for head in HEADS:
         if not any((name, head) in found for name in sets):
             continue
-        cells = [head, f"{results['milliseconds'].get(head, math.nan):.0f}"]
+        cells = [head, f"{results['milliseconds'][head]:.0f}" if head in timed else "-"]
         for name in sets:
             for key in ("boundary_iou", "mask_iou"):
                 cells.append(spread([r[f"given_boxes/{key}"] for r in found.get((name, head), [])]))
