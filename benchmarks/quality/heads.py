@@ -337,23 +337,26 @@ def draw(results: Mapping[str, Any]) -> str:
 def panel(name: str, points: Mapping[str, tuple[float, float]], left: float) -> str:
     """Axes and dots of a set."""
     width, top, height = 290, 40, 230
-    most = 1.1 * max(x for x, _ in points.values())
+    times = [math.log10(x) for x, _ in points.values()]
+    least, most = min(times) - 0.1, max(times) + 0.1
     values = [y for _, y in points.values()]
     low, high = math.floor(min(values) - 0.5), math.ceil(max(values) + 0.5)
 
     def at(x: float, y: float) -> tuple[float, float]:
-        return left + width * x / most, top + height * (1 - (y - low) / (high - low))
+        return left + width * (math.log10(x) - least) / (most - least), top + height * (
+            1 - (y - low) / (high - low)
+        )
 
     parts = [f'<text class="t" x="{left}" y="24">{escape(name)}: boundary IoU, true boxes</text>']
     for value in range(low, high + 1, max(1, (high - low) // 6)):
-        y = at(0, value)[1]
+        y = at(1, value)[1]
         parts.append(f'<path d="M{left} {y:.0f}h{width}" stroke="#d8dbe0"/>')
         parts.append(f'<text x="{left - 6}" y="{y + 4:.0f}" text-anchor="end">{value}</text>')
-    step = 10 ** math.floor(math.log10(most))
-    for k in range(int(most / step) + 1):
-        x = at(k * step, low)[0]
+    ticks = [k * 10**power for power in range(1, 6) for k in (1, 2, 5)]
+    for tick in (tick for tick in ticks if least <= math.log10(tick) <= most):
+        x = at(tick, low)[0]
         parts.append(
-            f'<text x="{x:.0f}" y="{top + height + 16}" text-anchor="middle">{k * step:g}</text>'
+            f'<text x="{x:.0f}" y="{top + height + 16}" text-anchor="middle">{tick}</text>'
         )
     parts.append(
         f'<text x="{left + width / 2}" y="{top + height + 34}" text-anchor="middle">'
@@ -365,8 +368,10 @@ def panel(name: str, points: Mapping[str, tuple[float, float]], left: float) -> 
         colour = "#0b6fb8" if y > best else "#9aa1ab"  # nothing quicker is as good
         best = max(best, y)
         parts.append(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="5" fill="{colour}"/>')
-        end = px > left + width * 0.7
-        anchor, dx, dy = ("end", 5, -9) if end else ("start", 8, 4)
+        place = (px - left) / width  # labels lie right of a dot, left of it, or below
+        anchor, dx, dy = ("start", 8, 4) if place < 0.6 else ("end", -8, 4)
+        if place > 0.85:
+            anchor, dx, dy = "end", 14, 18
         text = f'x="{px + dx:.1f}" y="{py + dy:.1f}" text-anchor="{anchor}"'
         parts.append(f"<text {text}>{escape(head)}</text>")
     return "".join(parts)
