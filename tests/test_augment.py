@@ -619,7 +619,7 @@ def test_an_option_that_makes_no_sense_is_one_line_with_its_path(settings_, line
         recipe.with_settings([f"data.{setting}" for setting in settings_])
     assert f": {line}" in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert str(caught.value).count("data.") == len(settings_) + 1  # one fault
+    assert str(caught.value).count("data.") == 2  # one fault, and the setting that has it
 
 
 def test_augmentation_is_off_unless_asked_for():
