@@ -284,6 +284,17 @@ def test_what_is_done_is_not_read_again(tmp_path: Path, monkeypatch: pytest.Monk
     assert [len(images) for images in p.model.seen] == [2]  # type: ignore[attr-defined]
 
 
+def interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, ...]:
+    """A run over two pictures that ended after the first; the arguments to go on with."""
+    write_pictures(tmp_path / "in", "a.png", "b.png")
+    arguments = (predictor(), [tmp_path / "in"], tmp_path / "out")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            predict_files(*arguments)
+    return arguments
+
+
 @pytest.mark.parametrize(
     ("change", "key"),
     [
@@ -298,12 +309,7 @@ def test_what_is_done_is_not_read_again(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_run_is_resumed_as_it_was_begun(
     tmp_path: Path, change: dict[str, Any], key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_pictures(tmp_path / "in", "a.png", "b.png")
-    arguments = (predictor(), [tmp_path / "in"], tmp_path / "out")
-    with monkeypatch.context() as patch:
-        stop_after(patch, 1)
-        with pytest.raises(KeyboardInterrupt):
-            predict_files(*arguments)
+    arguments = interrupted(tmp_path, monkeypatch)
     with pytest.raises(InputError, match=f"unfinished run with another {key} "):
         predict_files(*arguments, resume=True, **change)
     assert predict_files(*arguments, resume=True, workers=3).pictures == 2
@@ -313,12 +319,7 @@ def test_a_run_is_resumed_as_it_was_begun(
 def test_a_damaged_run_is_not_resumed(
     tmp_path: Path, file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_pictures(tmp_path / "in", "a.png", "b.png")
-    arguments = (predictor(), [tmp_path / "in"], tmp_path / "out")
-    with monkeypatch.context() as patch:
-        stop_after(patch, 1)
-        with pytest.raises(KeyboardInterrupt):
-            predict_files(*arguments)
+    arguments = interrupted(tmp_path, monkeypatch)
     with (tmp_path / "out.part" / file).open("a") as journal:
         journal.write('{"garbage\n')
     with pytest.raises(InputError, match=rf"{file}: is damaged: remove .*out\.part"):

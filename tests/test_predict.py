@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import brefine
 from brefine.data.coco import CocoSet
 from brefine.predict import Predictor
+from brefine.sources import as_array
 from brefine.structures import Category, Images, InputError, Instances
 
 CATEGORIES = [Category(7, "a"), Category(30, "b")]
@@ -171,6 +172,7 @@ def test_a_read_only_array_is_taken_without_a_word(recwarn: pytest.WarningsRecor
     assert not pixels.flags.writeable
     predictor()(pixels)
     assert not recwarn.list
+    assert as_array(pixels).flags.writeable  # torch warns only once a process
 
 
 def test_exif_orientation_is_applied(tmp_path: Path) -> None:
