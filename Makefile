@@ -16,7 +16,7 @@ WORKERS ?= 2
 OUT ?= demo
 SEED ?= 0
 
-.PHONY: setup demo test retest lint bench bench-losses bench-roi bench-data bench-evaluate bench-predict \
+.PHONY: setup demo test lint bench bench-losses bench-roi bench-data bench-evaluate bench-predict \
 	bench-speed bench-train-step bench-peers bench-export clean
 
 setup: $(installed)
@@ -31,10 +31,6 @@ demo: $(installed)
 
 test: $(installed)
 	$(PYTHON) -m pytest -n $(WORKERS)
-
-# what failed last time, in one process
-retest: $(installed)
-	$(PYTHON) -m pytest --last-failed
 
 lint: $(installed)
 	$(PYTHON) -m ruff check .
