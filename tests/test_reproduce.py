@@ -2,8 +2,12 @@ import csv
 import importlib
 import json
 import math
+import os
 import re
 import shutil
+import signal
+import sys
+import time
 import xml.etree.ElementTree as ET
 from functools import partial
 from pathlib import Path
@@ -13,12 +17,14 @@ import pytest
 from PIL import Image
 
 from brefine import cli, reproduce
+from brefine.checkpoints import Checkpoints
 from brefine.data import toy
 from brefine.data.read import read
 from brefine.methods import METHODS, create
 from brefine.recipe import Recipe
 from brefine.reproduce import SMALL, TABLES, Row, Table, locate, plot, shrink, subtract
 from brefine.structures import InputError
+from test_train_together import fork, free_port, join
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 PAIR = Table(
@@ -123,6 +129,75 @@ def test_a_table_is_trained_written_and_gone_on_with(pictures, tmp_path, capsys,
 
 
 @pytest.mark.usefixtures("tiny")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes are forked")
+def test_two_processes_run_a_table_together(pictures, tmp_path, monkeypatch):
+    """Rows are trained by both, written by the first, and one that is shared is trained once."""
+    rows = [PAIR.rows[0], Row("The same", "mask_rcnn_r50_2x"), PAIR.rows[1]]
+    monkeypatch.setitem(TABLES, "pair", Table("Three rows", rows, [(2, 0)]))
+    port = str(free_port())
+    load = reproduce.Report.load
+
+    def work(rank):
+        ranks = {name: str(rank) for name in ("RANK", "LOCAL_RANK")}
+        sizes = {name: "2" for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")}
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ.update(**ranks, **sizes, **where, GROUP_RANK="0", TORCHELASTIC_RUN_ID="here")
+        replacing = reproduce.replacing
+
+        def late(path):
+            time.sleep(0.5 if path.parent.name == "results" else 0)  # the other must wait
+            return replacing(path)
+
+        reproduce.replacing = late
+        with (tmp_path / f"{rank}.out").open("w", buffering=1) as sys.stdout:
+            code = command(pictures, tmp_path / "out")
+        os._exit(code)
+
+    assert join(fork(work)) == [0, 0]
+    for name in ("mask_rcnn_r50_1x", "brefine_r50_1x"):
+        result = json.loads((tmp_path / f"out/results/{name}.json").read_text())
+        assert result["values"] == load(tmp_path / "out/runs" / name).as_dict()["values"]
+    assert len(list(csv.reader((tmp_path / "out/pair.csv").open()))) == 6
+    assert {path.name for path in (tmp_path / "out/runs").iterdir()} == {
+        "mask_rcnn_r50_1x",
+        "brefine_r50_1x",
+    }
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_stopped_table_says_how_to_go_on(pictures, tmp_path, monkeypatch, capsys):
+    save = Checkpoints.save
+
+    def interrupted(self, trainer):
+        if trainer.global_step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+        save(self, trainer)
+
+    monkeypatch.setattr(Checkpoints, "save", interrupted)
+    settings = ("--set", "train.checkpoint_every=1", "--set", "train.steps=4")
+    assert command(pictures, tmp_path / "out", *settings) == 75
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == "stopped by SIGINT after step 2: the same command goes on"
+    monkeypatch.setattr(Checkpoints, "save", save)
+    assert command(pictures, tmp_path / "out", *settings) == 0
+
+
+@pytest.mark.usefixtures("tiny")
+def test_mistakes_come_out_before_anything_is_trained(pictures, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(reproduce, "train", None)  # would be a TypeError
+    where = ["--data", str(pictures), "--out", str(tmp_path / "out")]
+    assert cli.main(["reproduce", "pair", "tabel6", *where, "--scale", "small"]) == 2
+    assert "no table 'tabel6'" in capsys.readouterr().err
+    assert cli.main(["reproduce", "table1", *where]) == 2
+    said = capsys.readouterr().err
+    assert f"{pictures}/annotations/instances_train2017.json: not there" in said
+    assert "docs/quality.md" in said
+    assert cli.main(["reproduce", "table1", "--data", str(tmp_path / "no")]) == 2
+    assert f"--data {tmp_path}/no: not there" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("tiny")
 def test_an_interrupted_row_goes_on_from_its_checkpoint(pictures, tmp_path, monkeypatch):
     small = reproduce._small_data(
         Recipe.load(RECIPES / "mask_rcnn_r50_1x.yaml"), pictures, tmp_path
@@ -143,9 +218,12 @@ def test_an_interrupted_row_goes_on_from_its_checkpoint(pictures, tmp_path, monk
     assert reproduce.run("row", recipe, **places)["resumed"]
     (tmp_path / "results/row.json").unlink()
     before = sorted((tmp_path / "runs/row").rglob("*"))
-    with pytest.raises(InputError, match=r"row: a run of other settings: remove it"):
+    with pytest.raises(InputError, match=r"row: of other settings: train.lr was 0.001 and is 0.5: remove"):
         reproduce.run("row", other, **places)
     assert sorted((tmp_path / "runs/row").rglob("*")) == before
+    more = recipe.with_settings(["data.workers=2"])  # makes no difference
+    assert reproduce.run("row", more, **places)["resumed"]
+    (tmp_path / "results/row.json").unlink()
     moved = tmp_path / "moved"  # the same pictures in another place are no other settings
     shutil.copytree(pictures, moved / pictures.name)
     paths = [

@@ -28,6 +28,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
+from brefine import processes
 from brefine.files import replacing
 from brefine.progress import console
 from brefine.recipe import Recipe
@@ -200,10 +201,7 @@ def check(content: Mapping[str, Any], path: Path, about: Mapping[str, Any], stat
     if earlier is None:
         return
     recipe = Recipe.parse(earlier["recipe"], str(path)).model_dump(mode="json")
-    was, now = _flat(recipe), _flat(about["recipe"])
-    changed = {key: (was.get(key), now.get(key)) for key in sorted({*was, *now})}
-    changed = {key: pair for key, pair in changed.items() if pair[0] != pair[1]}
-    for key, (old, new) in changed.items():
+    for key, (old, new) in changes(recipe, about["recipe"]).items():
         if not key.startswith(FREE):
             raise InputError(
                 f"{path}: {key} was {old} and is {new}: a resumed run must be the same run: put "
@@ -233,6 +231,18 @@ def recall(content: Mapping[str, Any], path: Path, recipe: Recipe) -> Recipe:
     if earlier is None:
         raise InputError(f"{path}: does not say what train.batch_size was: give the number")
     return recipe.with_settings([f"train.batch_size={earlier['recipe']['train']['batch_size']}"])
+
+
+def changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Values of two recipes that differ, ``(was, now)`` by path, such as ``train.lr``.
+
+    Args:
+        was: a recipe's plain values.
+        now: another's.
+    """
+    old, new = _flat(was), _flat(now)
+    pairs = {key: (old.get(key), new.get(key)) for key in sorted({*old, *new})}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -339,7 +349,7 @@ class Checkpoints(L.Callback):
         """What to raise if a signal ended the run."""
         if self.heard is None:
             return None
-        return Stopped(f"stopped by {self.heard.name} after step {self.step}: --resume goes on")
+        return Stopped(f"stopped by {self.heard.name} after step {self.step}: {processes.GO_ON}")
 
     def _hear(self, number: int, frame: object) -> None:
         again, self.heard = self.heard, signal.Signals(number)

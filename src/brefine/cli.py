@@ -588,11 +588,13 @@ def reproduce(
     settings: Settings = None,
 ) -> None:
     """Train and evaluate the rows of the paper's tables, beside its figures; goes on if stopped."""
-    from brefine.reproduce import reproduce
+    from brefine.reproduce import recipes_of, reproduce
 
+    small, place = scale == "small", out or Path("runs") / scale
+    for name in tables:  # mistakes come out before days of training
+        recipes_of(name, data, place, small=small, settings=settings or [])
     for name in tables:
-        place = out or Path("runs") / scale
-        reproduce(name, data, place, small=scale == "small", settings=settings or [])
+        reproduce(name, data, place, small=small, settings=settings or [])
 
 
 @app.command()

@@ -26,6 +26,7 @@ from brefine.structures import InputError, Stopped
 BEAT = 2.0  # seconds between two signs of life
 SILENCE = 40.0  # seconds after which a process counts as gone
 MEETING = timedelta(minutes=30)  # in which all processes of a run must have come together
+GO_ON = "--resume goes on"  # how messages end of a run that stopped
 LINGER = 6.0  # seconds in which a process that fails tells the others, and they end by themselves
 
 #: what launchers set before a process starts; the first process has 0 in all that are there
@@ -173,7 +174,7 @@ class Pulse(L.Callback):
         return None
 
     def _line(self, reason: str) -> str:
-        return f"{reason}; this run stopped after step {self.step}: --resume goes on"
+        return f"{reason}; this run stopped after step {self.step}: {GO_ON}"
 
     def _beat(self) -> None:
         """Give signs of life and read those of the others; hangs if the network is cut."""

@@ -26,7 +26,10 @@ from typing import Any, NamedTuple
 import torch
 from rich.console import Console
 from rich.table import Table as RichTable
+from torch import distributed
 
+from brefine import processes
+from brefine.checkpoints import changes
 from brefine.data.convert import coco_content, name_pictures
 from brefine.data.read import read
 from brefine.evaluate import Report
@@ -35,7 +38,7 @@ from brefine.methods import METHODS
 from brefine.metrics.tables import COLUMNS
 from brefine.progress import console
 from brefine.recipe import Recipe
-from brefine.structures import InputError
+from brefine.structures import InputError, Stopped
 from brefine.train import train
 
 Result = dict[str, Any]
@@ -225,6 +228,8 @@ def reproduce(
 ) -> None:
     """Run the rows of a table that have no result yet, and write and print the table.
 
+    Several processes (GPUs, machines) train each row together; the first one writes and prints.
+
     Args:
         name: a key of ``TABLES``.
         data: the folder that holds ``coco``, ``lvis`` or ``cityscapes``, or that one itself; at
@@ -236,13 +241,36 @@ def reproduce(
         settings: as `Recipe.with_settings`, for every row.
 
     Raises:
-        InputError: no such table, the data is not there, ``out`` has rows of other settings, or
-            as ``train``.
+        InputError: as `recipes_of`, ``out`` has rows of other settings, or as ``train``.
+        Stopped: by a signal, or because another process has gone: the same call goes on.
+    """
+    recipes = recipes_of(name, data, out, small=small, settings=settings)
+    table, first = TABLES[name], processes.is_first()
+    results: list[Result] = []
+    for row, recipe in zip(table.rows, recipes, strict=True):
+        console.rule(f"{name}, row {len(results) + 1} of {len(recipes)}: {row.title}")
+        # At small scale rows may be the same: then one of them is trained.
+        same = table.rows[recipes.index(recipe)].recipe
+        results.append(run(same, recipe, runs=out / "runs", results=out / "results"))
+        if first:
+            write(table, results, out / name, small=small)
+    if first:
+        print_rows(table, results, small=small)
+
+
+def recipes_of(
+    name: str, data: Path, out: Path, *, small: bool = False, settings: Sequence[str] = ()
+) -> list[Recipe]:
+    """The recipes of a table's rows, whose data is there; arguments as `reproduce`'s.
+
+    Raises:
+        InputError: no such table, the data is not there, or a setting is wrong.
     """
     if name not in TABLES:
         raise InputError(f"no table {name!r}: choose one of {', '.join(TABLES)}")
+    if not data.exists():
+        raise InputError(f"--data {data}: not there")
     table = TABLES[name]
-    results: list[Result] = []
     recipes = [Recipe.load(recipes_folder() / f"{row.recipe}.yaml") for row in table.rows]
     if small:
         sections = _small_data(recipes[0], data, out)
@@ -252,13 +280,15 @@ def reproduce(
     recipes = [recipe.with_settings(settings) for recipe in recipes]
     if any(recipe.train.batch_size == "auto" for recipe in recipes):
         raise InputError("train.batch_size: auto: rows would differ by machine: give a number")
-    for row, recipe in zip(table.rows, recipes, strict=True):
-        console.rule(f"{name}, row {len(results) + 1} of {len(recipes)}: {row.title}")
-        # At small scale rows may be the same: then one of them is trained.
-        first = table.rows[recipes.index(recipe)].recipe
-        results.append(run(first, recipe, runs=out / "runs", results=out / "results"))
-        write(table, results, out / name, small=small)
-    print_rows(table, results, small=small)
+    for recipe in recipes:
+        given = recipe.data
+        for path in (given.train, given.val, given.images, given.val_images):
+            if path is not None and not path.exists():
+                raise InputError(
+                    f"{path}: not there: --data must hold {' or '.join(SETS)}, or be one of these "
+                    f"itself, laid out as docs/quality.md says; {name} needs it"
+                )
+    return recipes
 
 
 def recipes_folder() -> Path:
@@ -358,15 +388,18 @@ def run(
     settings = _settings(recipe)
     if file.is_file():
         result: Result = json.loads(file.read_text(encoding="utf-8"))
-        if result["recipe"] != settings:
-            raise InputError(f"{file}: of other settings: remove it, or choose another folder")
+        _require_same(result["recipe"], settings, file)
         return result
     begun = folder / "recipe.yaml"
-    if begun.is_file() and _settings(Recipe.load(begun)) != settings:
-        raise InputError(f"{folder}: a run of other settings: remove it, or choose another folder")
+    if begun.is_file():
+        _require_same(_settings(Recipe.load(begun)), settings, folder)
     resumed = any((folder / "checkpoints").glob("step_*"))
     wall, cpu = time.monotonic(), time.process_time()
-    train(recipe, folder, resume="auto")
+    try:
+        train(recipe, folder, resume="auto")
+    except Stopped as stopped:
+        said = str(stopped).replace(processes.GO_ON, "the same command goes on")
+        raise Stopped(said) from None
     values = Report.load(folder).values
     result = {
         "name": name,
@@ -380,9 +413,23 @@ def run(
         "cpu_seconds": round(time.process_time() - cpu, 1),
         "resumed": resumed,  # then the seconds are those since
     }
-    with replacing(file) as aside:
-        aside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if processes.is_first():
+        with replacing(file) as aside:
+            aside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if distributed.is_initialized():
+        distributed.barrier()  # or others would not find the result that another row shares
     return result
+
+
+def _require_same(was: dict[str, Any], now: dict[str, Any], where: Path) -> None:
+    """Refuse a result or run of another recipe; the number of workers may differ."""
+    differ = changes(was, now)
+    differ.pop("data.workers", None)
+    for key, (old, new) in differ.items():
+        raise InputError(
+            f"{where}: of other settings: {key} was {old} and is {new}: remove it, or choose "
+            "another folder"
+        )
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
@@ -443,9 +490,10 @@ def header(table: Table, results: Sequence[Result], *, small: bool) -> str:
         return f"{table.title}. Percent; lines of the paper beside ours."
     recipe = results[0]["recipe"]
     trunk, training = recipe["model"]["options"]["backbone"], recipe["train"]
+    long = f"{training['steps']} steps" if training["steps"] else f"{training['epochs']} epochs"
     return (
         f"{table.title}, at small scale: not the paper's setting. Every row has the trunk {trunk}, "
-        f"{training['steps']} steps of {training['batch_size']} and at most {PICTURES[0]} "
+        f"{long} of {training['batch_size']} and at most {PICTURES[0]} "
         "pictures, so that rows which the paper tells apart by trunk or schedule are one and the "
         "same here. Of the paper only differences between rows are shown, and those are of its own "
         "scale. Percent."

@@ -573,6 +573,7 @@ class Evaluation(L.Callback):
         self.save("last", self.average.model if self.average else model, report)
         if report and self.writes:
             report.save(self.out)
+        trainer.strategy.barrier()  # nobody goes on before everything is written
 
     def run(self, model: nn.Module, when: str, *, given_boxes: bool = False) -> Report | None:
         """Evaluate, say the main figures, and keep the model if it is the best so far."""
