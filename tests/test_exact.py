@@ -257,6 +257,17 @@ def test_the_trunk_is_compiled_on_request(tiny_model, tmp_path, monkeypatch):
     compiled = Predictor.load(tiny_model, "cpu", compile=True)
     assert seen == [(Backbone, {"dynamic": True})]  # sizes of pictures differ
     assert not any(isinstance(m, winograd.Winograd) for m in compiled.model.modules())
+
+    def no_compiler(*_):
+        raise torch._dynamo.exc.BackendCompilerFailed(no_compiler, OSError("no C++ compiler"), None)
+
+    monkeypatch.setattr(
+        torch.nn.Module,
+        "compile",
+        lambda module, **_: setattr(module, "_compiled_call_impl", no_compiler),
+    )
+    with pytest.raises(InputError, match=r"--compile: cannot compile .*: leave out --compile"):
+        Predictor.load(tiny_model, "cpu", compile=True)
     exported = tmp_path / "model.onnx"
     exported.touch()
     with pytest.raises(InputError, match="exported already"):

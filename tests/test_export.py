@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,10 +25,11 @@ from torch import nn
 import brefine
 from brefine import exported, weights
 from brefine.cli import main
+from brefine.compare import compare
 from brefine.data.coco import CocoSet
 from brefine.data.toy import CATEGORIES
 from brefine.evaluate import evaluate_paths
-from brefine.export import Graph, Parity, _alike, check, export, simplify, suppress
+from brefine.export import Graph, Parity, _alike, check, export, save_ir, simplify, suppress
 from brefine.exported import Session
 from brefine.formats import FORMATS
 from brefine.int8 import export_int8
@@ -40,7 +41,7 @@ from brefine.predict import Predictor
 from brefine.recipe import Recipe
 from brefine.rle import Runs
 from brefine.runs import of_window
-from brefine.structures import Images, InputError
+from brefine.structures import Images, InputError, Instances
 from brefine.views import combine
 
 OPTIONS: dict[str, Any] = {
@@ -113,9 +114,8 @@ def exports(
         parity = export(folders[method], file)
         assert list(file.parent.iterdir()) == [file]
         model = openvino.convert_model(file)
-        for entry in onnx.load(file).metadata_props:
-            model.set_rt_info(entry.value, ["brefine", entry.key])
-        openvino.save_model(model, file.with_suffix(".xml"), compress_to_fp16=False)
+        metadata = {entry.key: entry.value for entry in onnx.load(file).metadata_props}
+        save_ir(model, file.with_suffix(".xml"), metadata)
         return folders[method], file, parity
 
     return make
@@ -226,6 +226,10 @@ def test_is_evaluated_like_any_other(exports: Callable[[str], Made], toy_set: Pa
         assert other[key] == pytest.approx(value, abs=1e-3, nan_ok=True), key
     with pytest.raises(InputError, match="evaluate without --boxes detected"):
         evaluate_paths([file], dataset, limit=2)
+    comparison = compare([folder, file], dataset, resamples=10, limit=2)
+    one, other = (set(figures) for figures in comparison.figures)
+    assert "mask/AP" in other
+    assert one == other
 
 
 WITHOUT_TORCH = """
@@ -368,19 +372,65 @@ def test_check_refuses_another_model(exports: Callable[[str], Made]) -> None:
     assert not check(model, session, 96).good
 
 
-def test_check_compares_objects_of_which_the_model_is_sure(folders: dict[str, Path]) -> None:
-    model: Any = weights.load(folders["brefine"]).segmenter
-    model.box_head.classes.bias.data += 1000  # whatever the box: a score of 1
-    counts = []
+def answers(model: Any, change: Callable[[Instances], Instances] = lambda found: found) -> Any:
+    """A session that finds what a model finds, picture by picture changed."""
 
     def session(pixels: np.ndarray, sizes: np.ndarray, least: float) -> list[np.ndarray]:
-        model.box_head.score_threshold = least
+        usual, model.box_head.score_threshold = model.box_head.score_threshold, least
         found = model.predict(Images(torch.from_numpy(pixels), torch.from_numpy(sizes)))
-        counts.append(sum(map(len, found)))
+        model.box_head.score_threshold = usual
+        found = [change(one) if len(one) else one for one in found]
         fields = [(one.boxes, one.labels, one.scores, one.logits) for one in found]
         boxes, labels, scores, logits = map(torch.cat, zip(*fields, strict=True))
         of = torch.arange(len(found)).repeat_interleave(torch.tensor(list(map(len, found))))
         return [each.numpy() for each in (boxes, labels, scores, of, logits)]
+
+    return session
+
+
+def only_last(moved: float = 0.0) -> Callable[[Instances], Instances]:
+    """The last object of a picture is moved, or dropped if it is moved by nothing."""
+
+    def change(found: Instances) -> Instances:
+        if not moved:
+            return found[torch.arange(len(found) - 1)]
+        boxes = found.boxes.clone()
+        boxes[-1] += moved
+        return replace(found, boxes=boxes)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda found: found[torch.arange(0)] if len(found) == 1 else found,
+        lambda found: replace(found, boxes=found.boxes + 50) if len(found) == 1 else found,
+        only_last(),
+        only_last(40.0),
+        lambda found: replace(found, scores=found.scores / 2),
+        lambda found: replace(found, labels=(found.labels + 1) % 4),
+    ],
+    ids=["one is lost", "one is moved", "last is lost", "last is moved", "scores", "labels"],
+)
+def test_check_sees_what_is_wrong_with_some(
+    folders: dict[str, Path], change: Callable[[Instances], Instances]
+) -> None:
+    model: Any = weights.load(folders["brefine"]).segmenter
+    assert check(model, answers(model), 64).good
+    assert not check(model, answers(model, change), 64).good
+
+
+def test_check_compares_objects_of_which_the_model_is_sure(folders: dict[str, Path]) -> None:
+    model: Any = weights.load(folders["brefine"]).segmenter
+    model.box_head.classes.bias.data += 1000  # whatever the box: a score of 1
+    counts = []
+    answer = answers(model)
+
+    def session(pixels: np.ndarray, sizes: np.ndarray, least: float) -> list[np.ndarray]:
+        found: list[np.ndarray] = answer(pixels, sizes, least)
+        counts.append(len(found[0]))
+        return found
 
     assert check(model, cast(Any, session), 64).good
     asked = np.array(counts).reshape(6, 3)  # many objects, one, none
@@ -537,8 +587,35 @@ def test_graph_is_predict(folders: dict[str, Path], method: str) -> None:
         torch.testing.assert_close(logits[of == i], one.logits, atol=1e-4, rtol=1e-4)
 
 
+def test_the_two_files_of_openvino_belong_together(onnx_file: Made, tmp_path: Path) -> None:
+    file = tmp_path / "model.xml"
+    for suffix in (".xml", ".bin"):
+        shutil.copy(onnx_file[1].with_suffix(suffix), file.with_suffix(suffix))
+    assert Session(file, threads=1).metadata["format"] == "brefine"
+    content = bytearray(file.with_suffix(".bin").read_bytes())
+    content[len(content) // 2] ^= 1
+    file.with_suffix(".bin").write_bytes(content)
+    with pytest.raises(InputError, match=r"model\.bin: not the one that model\.xml was"):
+        Session(file, threads=1)
+
+
+def test_a_file_is_named_after_its_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    monkeypatch.setattr(
+        "brefine.export.export", lambda model, out, format: made.append(Path(out).resolve())
+    )
+    folder = tmp_path / "model" / "inside"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    for name in ("../inside", ".", "..", str(folder)):
+        assert main(["export", name]) == 0
+    here = folder.with_name("inside.onnx")
+    assert made == [here, here, tmp_path / "model.onnx", here]
+
+
 def test_bad_input_is_one_line(
     exports: Callable[[str], Made],
+    toy_set: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -561,7 +638,15 @@ def test_bad_input_is_one_line(
     (tmp_path / "folder.onnx").mkdir()
     fails("cannot write", "export", folder, "--out", tmp_path / "file" / "x.onnx")
     fails("a folder is in the way", "export", folder, "--out", tmp_path / "folder.onnx")
+    intermediate = ("export", folder, "--format", "openvino", "--out")
+    (tmp_path / "b.bin").mkdir()
+    (tmp_path / "c.bin").write_text("of somebody else")
+    fails("a folder is in the way", *intermediate, tmp_path / "b.xml")
+    fails("c.bin: is there already, without c.xml", *intermediate, tmp_path / "c.xml")
     fails("give --format openvino", "export", folder, "--int8", tmp_path)
+    fails("no parts are known: name its model folder", "info", file)
+    labelled = ("evaluate", file, "--data", toy_set / "val.json", "--boxes", "detected")
+    fails("an exported file can store nothing", *labelled, "--store")
     fails("go with --int8", "export", folder, "--limit", 3)
     Image.fromarray(noise(20, 20)).save(tmp_path / "x.png")
     predict = ("predict", tmp_path / "x.png", "--out", tmp_path / "out")
@@ -572,7 +657,15 @@ def test_bad_input_is_one_line(
     foreign = onnx.load(file)
     foreign.ClearField("metadata_props")
     onnx.save(foreign, tmp_path / "foreign.onnx")
-    for key, value in (("short_side", "-5"), ("score_threshold", "NaN"), ("long_side", "1")):
+    for key, value in (
+        ("short_side", "-5"),
+        ("short_side", "Infinity"),
+        ("short_side", "96.5"),
+        ("long_side", "1"),
+        ("long_side", "1000000"),
+        ("score_threshold", "NaN"),
+        ("score_threshold", "true"),
+    ):
         changed = onnx.load(file)
         for entry in changed.metadata_props:
             if entry.key == key:

@@ -476,7 +476,8 @@ def export(
     from brefine.export import export
     from brefine.exported import FORMATS
 
-    file = out or model.with_name(model.name + FORMATS[format])
+    named = model.resolve() if model.name in ("", "..") else model  # "." has no name
+    file = out or named.parent / f"{named.name}{FORMATS[format]}"
     if int8 and data:
         from brefine.data.read import read
         from brefine.int8 import export_int8

@@ -154,7 +154,7 @@ def _measure(
     pictures: dict[str, int] = {}
     records = source
     if isinstance(source, Predictor):
-        seen = look(source, dataset, limit=limit)
+        seen = look(source, dataset, given_boxes=not source.exported, limit=limit)
         records = [record for each in seen for record in each.records]
         found = _resample_quality([each.objects for each in seen], weights)
         pictures = dict.fromkeys(found, sum(bool(each.objects) for each in seen))

@@ -295,6 +295,8 @@ def evaluate_paths(
         if store and not (detected and isinstance(source, Predictor)):
             raise InputError(f"{name}: only what a model detects says which thresholds to store")
         if store and isinstance(source, Predictor):
+            if source.exported:
+                raise InputError(f"{name}: an exported file can store nothing: name a folder")
             source.calibration = IDENTITY  # the new one is of the scores as the model gives them
     labels = cityscapes.find_labels(dataset, limit) if official and detected else []
     reports = {}

@@ -11,7 +11,7 @@ import copy
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -27,7 +27,7 @@ from torchvision.ops import nms
 
 import brefine
 from brefine import weights
-from brefine.exported import FORMATS, OUTPUTS, Session, needs
+from brefine.exported import FORMATS, OUTPUTS, Session, hash_of, needs
 from brefine.files import replacing
 from brefine.header import describe_classes, describe_scores
 from brefine.parts import boxes as B
@@ -43,15 +43,16 @@ from brefine.structures import Images, InputError, Instances
 OPSET = 18  # NonMaxSuppression and RoiAlign with half pixels are standard in it
 #: pixels that boxes, and IoU that masks must agree within for a file to be kept
 BOX_LIMIT, MASK_LIMIT = 0.01, 0.999
+SCORE_LIMIT = 1e-3  # and scores; rounding makes it some 1e-5
 #: by which rounding may change a mask's logits, as a share of the largest: other orders of a sum
 #: change features by a tenth of it
 SLACK = 1e-4
-#: objects whose score is this close to where a list ends may be on it or not
+#: objects whose score is this close to where a full list ends may be on it or not
 TIE = 1e-4
 #: objects that the two are asked for at once: their masks may need gigabytes
 MOST = 100
-#: share of the objects that only one of the two may find: lists of candidates end inside the
-#: model, too, and in the last digit one box or another is on them
+#: share of a batch's objects that only one of the two may find: lists of candidates end inside
+#: the model, too, and in the last digit one box or another is on them
 ALONE = 0.01
 
 
@@ -194,7 +195,8 @@ class Parity:
         box: pixels.
         iou: of the masks, pasted.
         score: difference.
-        unmatched: objects that only one of the two found, and not at the end of a list.
+        unmatched: objects that only one of the two found, and not at the end of a full list.
+        share: of a batch's objects, that they were.
     """
 
     objects: int = 0
@@ -202,12 +204,13 @@ class Parity:
     iou: float = 1.0
     score: float = 0.0
     unmatched: int = 0
+    share: float = 0.0
 
     @property
     def good(self) -> bool:
         """Whether the file may be kept."""
-        few = self.unmatched <= ALONE * self.objects
-        return self.objects > 0 and few and self.box <= BOX_LIMIT and self.iou > MASK_LIMIT
+        same = self.share <= ALONE and self.score <= SCORE_LIMIT
+        return self.objects > 0 and same and self.box <= BOX_LIMIT and self.iou > MASK_LIMIT
 
     def __str__(self) -> str:
         apart = f", {self.unmatched} found by one of them only" if self.unmatched else ""
@@ -280,17 +283,24 @@ def check_name(out: Path, format: str) -> None:
 
 
 def move(files: Sequence[Path], out: Path) -> None:
-    """Move files to where ``out`` is, each with its own suffix."""
-    for file in files:
+    """Move files to where ``out`` is, each with its own suffix; the one to open comes last."""
+    for file in reversed(files):
         with replacing(out.with_suffix(file.suffix)) as aside:
             file.replace(aside)
 
 
 @contextmanager
 def beside(out: Path) -> Iterator[Path]:
-    """A folder beside a file that will be written, for as long as the block lasts."""
+    """A folder beside a file that will be written, for as long as the block lasts.
+
+    Raises:
+        InputError: it, or the ``.bin`` beside it, cannot be written; or that is of something else.
+    """
+    beside = out.with_suffix(".bin") if out.suffix == FORMATS["openvino"] else out
+    if beside.is_file() and not out.exists():
+        raise InputError(f"{beside}: is there already, without {out.name}: choose another --out")
     try:
-        if out.is_dir():
+        if out.is_dir() or beside.is_dir():
             raise IsADirectoryError(None, "a folder is in the way")
         out.parent.mkdir(parents=True, exist_ok=True)
         folder = TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.")
@@ -310,11 +320,24 @@ def _write(model: TwoStage, metadata: dict[str, str], place: Path, format: str) 
         return [file]
     import openvino
 
-    converted = openvino.convert_model(file)
+    return save_ir(openvino.convert_model(file), place / "model.xml", metadata)
+
+
+def save_ir(model: Any, file: Path, metadata: Mapping[str, str]) -> list[Path]:
+    """Write OpenVINO's two files, of which the ``.xml`` names the hash of the ``.bin``.
+
+    Returns:
+        Both, the one to open first.
+    """
+    import openvino
+
+    weights = file.with_suffix(".bin")
     for key, value in metadata.items():
-        converted.set_rt_info(value, ["brefine", key])
-    openvino.save_model(converted, place / "model.xml", compress_to_fp16=False)
-    return [place / "model.xml", place / "model.bin"]
+        model.set_rt_info(value, ["brefine", key])
+    openvino.save_model(model, file, compress_to_fp16=False)
+    model.set_rt_info(hash_of(weights), ["brefine", "weights"])
+    openvino.save_model(model, file, compress_to_fp16=False)
+    return [file, weights]
 
 
 def to_onnx(model: TwoStage) -> Any:
@@ -455,9 +478,12 @@ def check(model: TwoStage, session: Session, short_side: int) -> Parity:
                     least = float(below[-1] + scores[-count]) / 2 if len(below) else 0.0
                     head.score_threshold = least
                     found = model.predict(images)
-                _compare(found, _run(session, images, head.score_threshold), parity)
-            none = _run(session, images, 1.0)
-            parity.unmatched += sum(len(each) for each in none)
+                _compare(
+                    found, _run(session, images, head.score_threshold), parity, head.detections
+                )
+            head.score_threshold = 1.0
+            found = model.predict(images)
+            _compare(found, _run(session, images, 1.0), parity, head.detections)
     finally:
         head.score_threshold = usual
     return parity
@@ -488,14 +514,20 @@ def _run(session: Session, images: Images, least: float) -> list[Instances]:
     ]
 
 
-def _compare(expected: Sequence[Instances], found: Sequence[Instances], parity: Parity) -> None:
-    """Match the objects of each picture by class and box, in whatever order they are."""
+def _compare(
+    expected: Sequence[Instances], found: Sequence[Instances], parity: Parity, most: int
+) -> None:
+    """Match the objects of each picture of a batch by class and box, in whatever order they are.
+
+    ``most`` objects are a full list.
+    """
+    unmatched = 0
     for one, other in zip(expected, found, strict=True):
         pairs, alone = _match(one, other)
         lists = (cast(Tensor, one.scores), cast(Tensor, other.scores))
-        ends = [float(scores.min()) if len(scores) else 1.0 for scores in lists]
-        # Where a list ends, an equal score decides which of two objects is still on it.
-        parity.unmatched += sum(abs(float(lists[side][i]) - ends[side]) > TIE for side, i in alone)
+        # Where a full list ends, an equal score decides which of two objects is still on it.
+        ends = [float(scores.min()) if len(scores) == most else -1.0 for scores in lists]
+        unmatched += sum(float(lists[side][i]) > ends[1 - side] + TIE for side, i in alone)
         parity.objects += len(pairs)
         if not pairs:
             continue
@@ -513,6 +545,9 @@ def _compare(expected: Sequence[Instances], found: Sequence[Instances], parity: 
         each = (logits - level - slack, logits - level + slack, others - level)
         masks = [paste(values, boxes, one.size) for values in each]
         parity.iou = min(parity.iou, *map(_alike, *masks))
+    parity.unmatched += unmatched
+    objects = sum(max(len(one), len(other)) for one, other in zip(expected, found, strict=True))
+    parity.share = max(parity.share, unmatched / max(1, objects))
 
 
 def _alike(sure: Runs, perhaps: Runs, found: Runs) -> float:

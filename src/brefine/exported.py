@@ -38,9 +38,16 @@ FORMATS = {"onnx": ".onnx", "openvino": ".xml"}
 #: what a file gives, in this order
 INPUTS = 3  # pixels, sizes, least
 OUTPUTS = ("boxes", "labels", "scores", "pictures", "logits")
+LONGEST = 10_000  # pixels that a picture may be asked to be resized to
 MULTIPLE = 32  # pixels that the sides of a batch are multiples of
 
 Array = NDArray[Any]
+
+
+def hash_of(file: Path) -> str:
+    """SHA-256 of what a file holds, in hexadecimal."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def needs(package: str, extra: str) -> InputError:
@@ -80,13 +87,18 @@ class Session:
         header = read_header(metadata, path)
         self.categories, self.thresholds, self.overall, self.calibration = header
         try:
-            self.short_side, self.long_side = (
-                int(json.loads(metadata[key])) for key in ("short_side", "long_side")
+            self.short_side, self.long_side, self.least = (
+                json.loads(metadata[key]) for key in ("short_side", "long_side", "score_threshold")
             )
-            self.least = float(json.loads(metadata["score_threshold"]))
         except (KeyError, TypeError, ValueError):
             raise InputError(f"{path}: its metadata lacks sizes or threshold: damaged") from None
-        if not (0 < self.short_side <= self.long_side and 0 <= self.least <= 1):
+        sides = type(self.short_side) is type(self.long_side) is int
+        if not (
+            sides
+            and 0 < self.short_side <= self.long_side <= LONGEST
+            and type(self.least) in (int, float)
+            and 0 <= self.least <= 1
+        ):
             raise InputError(
                 f"{path}: its metadata has sides {self.short_side} and {self.long_side} and "
                 f"threshold {self.least}: damaged"
@@ -363,6 +375,9 @@ def _open_ir(path: Path, threads: int | None) -> tuple[Mapping[str, str], Any]:
         outputs = [name for each in model.outputs for name in each.names]
     except Exception as error:  # RuntimeError, mostly
         raise _damaged(path, "OpenVINO", error) from None
+    weights = path.with_suffix(".bin")
+    if metadata.get("weights", own := hash_of(weights)) != own:
+        raise InputError(f"{weights}: not the one that {path.name} was written with: copy both")
     _check_graph(path, len(model.inputs), outputs)
 
     def run(*inputs: Array) -> tuple[Array, ...]:

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from brefine.data.read import read
+from brefine.exported import is_exported
 from brefine.methods import METHODS, create
 from brefine.parts.backbone import Backbone
 from brefine.parts.two_stage import TwoStage
@@ -80,6 +81,8 @@ def build(
         InputError: no such thing, or a wrong setting.
     """
     path = locate(target)
+    if is_exported(path):
+        raise InputError(f"{target}: of an exported file no parts are known: name its model folder")
     if path.is_dir():
         if settings:
             raise InputError(f"{path}: a trained model cannot be changed: leave out --set")

@@ -23,7 +23,7 @@ import torch
 
 from brefine.data.coco import CocoSet
 from brefine.evaluate import evaluate
-from brefine.export import Parity, beside, check_name, export, move, quiet
+from brefine.export import Parity, beside, check_name, export, move, quiet, save_ir
 from brefine.exported import Array, Session, needs, openvino_core, prepare
 from brefine.predict import Predictor
 from brefine.progress import track
@@ -95,12 +95,11 @@ def export_int8(
         raise needs("nncf", "int8")
     found = find_pictures(pictures)
     with beside(out) as place:
-        files = [place / "model.xml", place / "model.bin"]
         parity = export(folder, place / "float.xml", "openvino")
         plain = Session(place / "float.xml", torch.get_num_threads())
         batches = _choose(plain, found)
         model = _quantise(plain.path, batches)
-        _save(model, files[0], plain.metadata)
+        files = save_ir(model, place / "model.xml", plain.metadata)
         short = Session(files[0], torch.get_num_threads())
         cost = Cost(
             calibrated=len(batches),
@@ -109,7 +108,7 @@ def export_int8(
             after=_figures(short.path, dataset, limit),
             time=_compare_times(plain, short, batches[:TIMED]),
         )
-        _save(model, files[0], {**plain.metadata, "int8": json.dumps(asdict(cost))})
+        save_ir(model, files[0], {**plain.metadata, "int8": json.dumps(asdict(cost))})
         move(files, out)
     return parity, cost
 
@@ -139,14 +138,6 @@ def _quantise(file: Path, batches: Sequence[list[Array]]) -> Any:
     with redirect_stdout(sys.stderr), quiet():  # where all progress goes
         model = openvino_core().read_model(file)
         return nncf.quantize(model, nncf.Dataset(batches), subset_size=len(batches))
-
-
-def _save(model: Any, file: Path, metadata: dict[str, str]) -> None:
-    import openvino
-
-    for key, value in metadata.items():
-        model.set_rt_info(value, ["brefine", key])
-    openvino.save_model(model, file, compress_to_fp16=False)
 
 
 def _figures(file: Path, dataset: CocoSet, limit: int | None) -> dict[str, float]:

@@ -80,6 +80,7 @@ class Predictor:
         self.overall = overall
         self.calibration = calibration
         self.margin = margin
+        self.exported = False  # an exported file can only detect
 
     @property
     def margin(self) -> float:
@@ -109,7 +110,7 @@ class Predictor:
                 others less. For GPUs; on a CPU the way without is as quick.
 
         Raises:
-            InputError: see ``weights.load`` and ``exported.Session``.
+            InputError: see ``weights.load`` and ``exported.Session``; or nothing can be compiled.
         """
         if is_exported(folder):
             if compile:
@@ -122,7 +123,7 @@ class Predictor:
         if compile:
             for module in segmenter.modules():
                 if isinstance(module, Backbone):
-                    module.compile(dynamic=True)
+                    _compile(module, device)
         elif device.type == "cpu":
             prepare(segmenter)
         return cls(
@@ -141,7 +142,7 @@ class Predictor:
         from brefine.export import open_exported  # brings the exporter along
 
         model, session = open_exported(file)
-        return cls(
+        predictor = cls(
             model,
             session.categories,
             short_side=session.short_side,
@@ -151,6 +152,8 @@ class Predictor:
             calibration=session.calibration,
             device=device,
         )
+        predictor.exported = True
+        return predictor
 
     def __call__(
         self,
@@ -399,6 +402,20 @@ def load(
 ) -> Predictor:
     """Open a model folder or an exported file for prediction: ``Predictor.load``."""
     return Predictor.load(folder, device, compile=compile)
+
+
+def _compile(trunk: Backbone, device: torch.device) -> None:
+    """Compile a trunk now, so that one who cannot is told before anything is written."""
+    trunk.compile(dynamic=True)
+    try:
+        with torch.inference_mode():
+            blank = Images.stack([torch.zeros(3, 64, 96, dtype=torch.uint8)])
+            trunk.to(device).eval()(blank.to(device))
+    except RuntimeError as error:
+        raise InputError(
+            f"--compile: cannot compile ({type(error).__name__}): it takes a C++ compiler, or "
+            "Triton on a GPU: leave out --compile"
+        ) from None
 
 
 def _scale(instances: Instances, size: tuple[int, int]) -> Instances:

@@ -31,7 +31,6 @@ from torchvision.models import detection
 
 from brefine import predict
 from brefine.data.pictures import network_size
-from brefine.exported import FORMATS
 from brefine.info import build
 from brefine.parts import masks, roi, two_stage
 from brefine.parts.backbone import Backbone
@@ -495,8 +494,6 @@ def profile(
         InputError: no such model or picture, an exported file, no two-stage model, or it has
             fewer proposals than ``detections``.
     """
-    if Path(target).suffix in FORMATS.values() and not Path(target).is_dir():
-        raise InputError(f"{target}: an exported file has no parts to time: name its model folder")
     looked_at: Picture = draw_picture() if picture is None else picture
     size = _size(as_pixels(looked_at))
     before = torch.get_num_threads()
