@@ -28,6 +28,7 @@ from brefine.finetune import (
     finetune,
     held_out,
     measure,
+    settle,
 )
 from brefine.methods import create
 from brefine.recipe import Recipe
@@ -117,7 +118,7 @@ def test_choices_are_bounded(values: dict[str, Any], gpu: bool) -> None:
     sides = found["data.short_side"]
     assert 64 <= sides[-1] <= LONGEST[gpu]
     assert all(side % 32 == 0 and sides[-1] / 2 <= side <= 1.5 * sides[-1] for side in sides)
-    assert max(sides) <= found["data.long_side"] <= 2 * max(sides)
+    assert max(sides) <= found["data.long_side"] <= 2 * max(LONGEST[gpu], *sides)
     assert found["model.options.stages"] in (1, 2, 3)
     assert found["model.options.detector.anchor_scale"] in (2, 4, 8)
     assert 100 <= found["model.options.detector.detections"] <= 500
@@ -205,14 +206,54 @@ def test_rare_classes_come_more_often() -> None:
 
 def test_a_reason_stands_beside_each_value_and_gives_way_to_what_was_said() -> None:
     figures = figures_of()
-    choices = choose(figures, held_out=8, validates=True)
-    recipe = compose(choices).with_settings(["train.steps=7"])
+    choices, recipe = settle(figures, ["train.steps=7"], held_out=8, validates=True)
     lines = describe(figures, choices, recipe, held_out=8)
     for choice in choices:
         (line,) = [line for line in lines if line.startswith(f"  {choice.key} = ")]
         said = choice.key == "train.steps"
         assert line.endswith(": as you said" if said else choice.why)
     assert any("8 pictures held out, 32 to learn from" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("settings", "follows"),
+    [
+        (["train.batch_size=1"], {"train.steps": 1900, "train.validate_every": 5.938}),
+        (["train.steps=4000"], {"train.steps": 4000, "train.validate_every": 50}),
+        (["train.steps=null", "train.epochs=20"], {"train.validate_every": 2}),
+        (["data.short_side=128"], {"model.options.stages": 2, "data.long_side": 192}),
+        (["data.short_side=64"], {"model.options.detector.anchor_scale": 2}),
+        (["data.crop=null"], {}),
+        (["model.options.detector.detections=300"], {}),
+    ],
+)
+def test_what_is_not_said_follows_from_what_is(
+    settings: list[str], follows: dict[str, Any]
+) -> None:
+    choices, recipe = settle(figures_of(), settings, held_out=8, validates=True)
+    found = {choice.key: choice.value for choice in choices}
+    assert {key: found[key] for key in follows} == pytest.approx(follows)
+    assert recipe == recipe.with_settings(settings)
+    lines = describe(figures_of(), choices, recipe, held_out=8)
+    for setting in settings:
+        key = setting.partition("=")[0]
+        assert all(line.endswith(": as you said") for line in lines if f" {key} = " in line)
+    proposals = recipe.model_dump()["model"]["options"]["detector"]["proposals"]
+    assert proposals[1] >= 2 * found["model.options.detector.detections"]
+    assert settle(figures_of(), [], held_out=8, validates=True)[0] == choose(
+        figures_of(), held_out=8, validates=True
+    )
+
+
+def test_long_pictures_are_not_shrunk_to_nothing() -> None:
+    figures = figures_of(short=60, size=34, spread=1.2)
+    figures["aspect"] = {"min": 30.0, "median": 31.7, "max": 32.0}
+    choices = choose(figures, held_out=8, validates=True)
+    found = {choice.key: choice for choice in choices}
+    assert found["data.short_side"].value[-1] == 64
+    assert found["data.long_side"].value == 2 * LONGEST[False]
+    assert found["data.long_side"].why == "the longest picture is 32 : 1: short sides shrink to 32"
+    assert found["data.short_side"].why.startswith("three quarters of the objects are above 18 pixels")
 
 
 def test_objects_that_stay_too_small_are_named() -> None:
@@ -333,6 +374,30 @@ def test_too_few_to_hold_any_out_is_said(tmp_path: Path, toy_set: Path, capsys: 
     assert "where F1 was best" not in said
 
 
+def test_pictures_without_objects_are_not_held_out(
+    tmp_path: Path, toy_set: Path, capsys: Any
+) -> None:
+    """Of six pictures with one object between them, two would be held out without any."""
+    content = json.loads((toy_set / "train.json").read_text())
+    (image, *_) = content["images"]
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(1, 7):
+        shutil.copy(toy_set / "images" / image["file_name"], folder / f"{i}.png")
+    images = [{**image, "id": i, "file_name": f"{i}.png"} for i in range(1, 7)]
+    (mark, *_) = [each for each in content["annotations"] if each["image_id"] == image["id"]]
+    one = {**content, "images": images, "annotations": [{**mark, "id": 1, "image_id": 1}]}
+    file = tmp_path / "one.json"
+    file.write_text(json.dumps(one))
+    settings = [*TINY_SETTINGS, "train.steps=1", "train.validate_every=null"]
+    model = finetune(file, tmp_path / "run", images=folder, settings=settings)
+    assert model == tmp_path / "run/last"
+    said = capsys.readouterr().err
+    assert "nor are any without objects" in said
+    assert "where F1 was best" not in said
+    assert not (tmp_path / "run/split").exists()
+
+
 def test_a_set_to_validate_on_leaves_every_picture_to_learn_from(
     tmp_path: Path, toy_set: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -340,7 +405,8 @@ def test_a_set_to_validate_on_leaves_every_picture_to_learn_from(
 
     seen = []
 
-    def stop(recipe: Recipe, out: Path) -> Path:
+    def stop(recipe: Recipe, out: Path, *, devices: int) -> Path:
+        assert devices == 1
         seen.append(recipe)
         raise InputError("enough")
 
@@ -383,6 +449,7 @@ def test_mistakes_are_one_line(mistake: Callable[..., str], tmp_path: Path, toy_
     assert "no recipe" in mistake("x.yaml", *preset, "--data", "y")
     assert "go with --preset" in mistake("x.yaml", "--data", "y")
     assert "name a recipe" in mistake()
+    assert "one process" in mistake(*preset, "--data", toy_set / "train.json", "--devices", 2)
     out = ("--out", tmp_path / "run")
     assert "no object" in mistake(*preset, "--data", tmp_path / "bare.json", *images, *out)
     assert "no picture" in mistake(*preset, "--data", tmp_path / "empty.json", *images, *out)

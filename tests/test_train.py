@@ -13,6 +13,7 @@ from torch import nn
 
 import brefine.train as training
 from brefine import demo, weights
+from brefine.checkpoints import read
 from brefine.data import toy
 from brefine.methods import create
 from brefine.recipe import Recipe, TrainRecipe
@@ -283,8 +284,18 @@ def test_the_demo_makes_a_table_and_a_page_of_its_own(tmp_path, monkeypatch):
     assert (out / "thesis.txt").read_text() == "mine"
 
 
-def test_patience_ends_a_run_that_gets_no_better(pictures, tmp_path, monkeypatch):
-    scores, steps = iter([0.1, 0.3, 0.2, 0.3, 0.3]), []
+@pytest.mark.parametrize(
+    ("scores", "last", "best"),
+    [
+        ([0.1, 0.3, 0.2, 0.3], 11, 4),  # ends at the second that is no better, of equals the newest
+        ([0.0, 0.0, 0.0, 0.3, 0.2, 0.1], 17, 4),  # nothing found yet is no reason to end
+        ([math.nan] * 9, 26, 9),  # nothing to be found: nothing is known
+    ],
+)
+def test_patience_ends_a_run_that_gets_no_better(
+    pictures, tmp_path, monkeypatch, scores, last, best
+):
+    scores, steps = iter([*scores, 0.0]), []
     evaluate, step = training.evaluate, Learner.training_step
 
     def scored(*args, **options):
@@ -300,8 +311,11 @@ def test_patience_ends_a_run_that_gets_no_better(pictures, tmp_path, monkeypatch
     monkeypatch.setattr(Learner, "training_step", counted)
     settings = ["train.steps=null", "train.epochs=9", "train.validate_every=1"]
     train(recipe(pictures, *settings, "train.patience=2"), tmp_path / "run")
-    assert steps[-1] == 11  # the fourth evaluation is the second that is no better
-    assert "| mask/AP | 0.3000 |" in (tmp_path / "run/best/README.md").read_text()
+    assert steps[-1] == last
+    kept = weights.load(tmp_path / "run/best").segmenter.state_dict()
+    ends = tmp_path / f"run/checkpoints/step_{3 * best:08}.ckpt"
+    wanted = read(ends)["state_dict"]
+    assert all(torch.equal(kept[key], wanted[f"model.{key}"]) for key in kept)
     for missing in ("data.val=null", "train.validate_every=null"):
         with pytest.raises(InputError, match=r"train\.patience: needs"):
             train(recipe(pictures, *settings, "train.patience=2", missing), tmp_path / "other")

@@ -145,14 +145,20 @@ def train(
     ] = None,
 ) -> None:
     """Train a model as a recipe says, or as suits the pictures (--preset finetune)."""
+    asked = [*(settings or []), *(["train.deterministic=true"] if deterministic else [])]
     if preset:
         if recipe or not data:
             raise typer.BadParameter("--preset finetune: give --data, and no recipe")
+        if {devices, nodes} - {None, 1}:
+            raise typer.BadParameter(
+                "--preset finetune: trains in one process: leave out --devices and --nodes"
+            )
+        devices = 1  # however many GPUs there are
         out = out or Path("runs") / data.stem
         if not (resume or (auto_resume and (out / "recipe.yaml").is_file())):
             from brefine.finetune import finetune
 
-            print(finetune(data, out, val=val, images=images, settings=settings or []))
+            print(finetune(data, out, val=val, images=images, settings=asked))
             return
         recipe = out / "recipe.yaml"
     elif data or val or images:
@@ -164,7 +170,6 @@ def train(
         raise typer.BadParameter("name a recipe, or give --preset finetune and --data")
     from brefine.recipe import Recipe
 
-    asked = [*(settings or []), *(["train.deterministic=true"] if deterministic else [])]
     chosen = Recipe.load(recipe).with_settings(asked)
     from brefine.processes import is_first
     from brefine.train import train

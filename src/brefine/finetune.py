@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,11 +18,13 @@ import numpy as np
 import torch
 
 from brefine import weights
+from brefine.checkpoints import changes
 from brefine.data.coco import CocoSet
 from brefine.data.loader import require_pictures
 from brefine.data.read import read
 from brefine.data.split import split
 from brefine.data.stats import STRIDE, stats
+from brefine.evaluate import Report
 from brefine.files import replacing
 from brefine.progress import console
 from brefine.recipe import Recipe
@@ -95,16 +97,22 @@ def finetune(
     require_pictures(dataset)
     figures = measure(dataset)
     count = 0 if val else held_out(len(dataset))
-    choices = choose(figures, held_out=count, validates=bool(val or count), gpu=_has_gpu())
-    recipe = compose(choices).with_settings(settings)
+    _, recipe = settle(figures, settings, held_out=count, validates=bool(val or count))
 
     shutil.rmtree(out / SPLIT, ignore_errors=True)  # of a run that ended before it began
     where: dict[str, Any] = {"train": data, "val": val, "images": images}
     if count:
         share = count / len(dataset)
-        _, folder = split(data, out / SPLIT, val=share, seed=recipe.train.seed, images=images)
-        where = {"train": out / SPLIT / "train.json", "val": out / SPLIT / "val.json"}
-        where["images"] = folder
+        parts, folder = split(data, out / SPLIT, val=share, seed=recipe.train.seed, images=images)
+        if any(not mark.get("iscrowd") for mark in parts["val"]["annotations"]):
+            where = {"train": out / SPLIT / "train.json", "val": out / SPLIT / "val.json"}
+            where["images"] = folder
+        else:  # nothing could be measured on them
+            shutil.rmtree(out / SPLIT)
+            count = 0
+    choices, recipe = settle(
+        figures, settings, held_out=count, validates=bool(where["val"]), gpu=_has_gpu()
+    )
     # Where the data is goes below what was set: somebody may have set data.val_images.
     values = recipe.model_dump()
     values["data"] |= where
@@ -115,8 +123,8 @@ def finetune(
         listed = [choice._asdict() for choice in choices]
         text = json.dumps({"statistics": figures, "held_out": count, "choices": listed}, indent=1)
         aside.write_text(text, encoding="utf-8")
-    model = train(recipe, out)
-    if recipe.data.val:
+    model = train(recipe, out, devices=1)  # few pictures; others would have to share the split
+    if recipe.data.val and not math.isnan(Report.load(out).values["mask/AP"]):
         threshold = weights.load(model).overall
         console.print(
             f"objects are reported from a score of {threshold:.2f} on, where F1 was best on the "
@@ -151,8 +159,41 @@ def held_out(pictures: int) -> int:
     return min(max(2, round(HELD_OUT * pictures)), MOST_HELD_OUT)
 
 
+def settle(
+    figures: dict[str, Any],
+    settings: Sequence[str],
+    *,
+    held_out: int,
+    validates: bool,
+    gpu: bool = False,
+) -> tuple[list[Choice], Recipe]:
+    """Choices and recipe for a set, with some values set: the others are chosen to suit these.
+
+    Args:
+        figures: of `measure`.
+        settings: see ``Recipe.with_settings``.
+        held_out: see `choose`, as of those below.
+        validates: whether there is a set to validate on.
+        gpu: whether there is one.
+
+    Raises:
+        InputError: a setting is wrong.
+    """
+    free = choose(figures, held_out=held_out, validates=validates, gpu=gpu)
+    plain = compose(free)
+    differ = changes(plain.model_dump(), plain.with_settings(settings).model_dump())
+    said = {key: new for key, (_, new) in differ.items()}
+    choices = choose(figures, held_out=held_out, validates=validates, gpu=gpu, said=said)
+    return choices, compose(choices).with_settings(settings)
+
+
 def choose(
-    figures: dict[str, Any], *, held_out: int, validates: bool, gpu: bool = False
+    figures: dict[str, Any],
+    *,
+    held_out: int,
+    validates: bool,
+    gpu: bool = False,
+    said: Mapping[str, Any] | None = None,
 ) -> list[Choice]:
     """The recipe for a set, value by value.
 
@@ -161,30 +202,46 @@ def choose(
         held_out: pictures of them that are not learnt from.
         validates: whether there is a set to validate on.
         gpu: whether there is one.
+        said: values that are not to be chosen, by path; others follow from them.
     """
+    said = said or {}
+
+    def own(key: str, value: Any) -> Any:
+        """What was said, or else the choice."""
+        there = said.get(key)
+        return value if there is None else there
+
     pictures = figures["pictures"] - held_out
     small, typical, big = (figures["network_size"][key] for key in ("p25", "p75", "p95"))
     short = figures["network"]["short_side"]
 
     scale = min(GROWTH, max(min(1.0, LARGE / small), SMALL / small))
     side = min(_whole(scale * short), LONGEST[gpu])
-    scale = side / short
-    small, typical, big = small * scale, typical * scale, big * scale
     sides = tuple(dict.fromkeys([_whole(0.75 * side), _whole(1.25 * side), side]))
+    sides = own("data.short_side", sides)
+    side = sides[-1]
     aspect = max(figures["aspect"]["max"], 1 / figures["aspect"]["min"])
-    longest = _whole(max(sides) * min(2.0, aspect))
+    most = max(2 * max(sides), 2 * LONGEST[gpu])
+    longest = own("data.long_side", min(_whole(max(sides) * aspect), most))
+    scale = scale_of(figures, side, longest)
+    small, typical, big = small * scale, typical * scale, big * scale
     crop = CROP if 4 * side >= 5 * CROP and 3 * big <= CROP else None
+    crop = said.get("data.crop", crop)
 
-    stages = 1 + sum(typical > CELL * cells for cells in (14, 28))
+    stages = own("model.options.stages", 1 + sum(typical > CELL * cells for cells in (14, 28)))
     anchor = 2.0 ** min(3, max(1, round(math.log2(small / STRIDE))))
+    anchor = own("model.options.detector.anchor_scale", anchor)
     most = math.ceil(1.25 * figures["objects_a_picture"]["max"] / 50) * 50
-    detections = min(500, max(100, most))
-    channels = 64 if pictures < MANY else 96
+    detections = own("model.options.detector.detections", min(500, max(100, most)))
+    channels = own("model.options.channels", 64 if pictures < MANY else 96)
 
     batch = min(4 if (crop or side) <= CROP else 2, pictures)
+    if said.get("train.batch_size") != "auto":  # that is measured later
+        batch = own("train.batch_size", batch)
     low, high = STEPS
     steps = min(high, max(low, round(PASSES * pictures / batch / 50) * 50))
     epoch = math.ceil(pictures / batch)
+    steps = own("train.steps", math.ceil((said.get("train.epochs") or 0) * epoch) or steps)
 
     chosen = [
         Choice(
@@ -193,7 +250,12 @@ def choose(
             f"three quarters of the objects are above {small:.0f} pixels then, and pictures of "
             f"{short} pixels are {_times(scale)}",
         ),
-        Choice("data.long_side", longest, f"the longest picture is {aspect:.2g} : 1"),
+        Choice(
+            "data.long_side",
+            longest,
+            f"the longest picture is {aspect:.2g} : 1"
+            + (f": short sides shrink to {scale * short:.0f}" if scale * short < side - 1 else ""),
+        ),
         Choice(
             "model.options.backbone",
             "tf_efficientnet_lite0",
@@ -250,7 +312,19 @@ def choose(
                 f"training ends when {PATIENCE} evaluations found nothing better",
             ),
         ]
-    return chosen
+    return [one._replace(why="as you said") if one.key in said else one for one in chosen]
+
+
+def scale_of(figures: dict[str, Any], short_side: int, long_side: int) -> float:
+    """How many times as large as a picture of the usual shape the network sees it.
+
+    Args:
+        figures: of `measure`.
+        short_side: pixels of the network's pictures, unless
+        long_side: is the tighter limit.
+    """
+    shape = max(figures["aspect"]["median"], 1 / figures["aspect"]["median"])
+    return float(min(short_side, long_side / shape) / figures["network"]["short_side"])
 
 
 #: what no figure of a set decides: the recipe ``brefine_lite0``, and averaged weights
@@ -314,9 +388,9 @@ def describe(
         lines.append(f"  validation: {recipe.data.val}")
     else:
         lines.append(
-            f"  validation: none: of fewer than {FEWEST} pictures none is held out. So nothing "
-            "is known of how good the model will be, the last one is kept, and objects are "
-            "reported from a score of 0.5 on; give --val to change that"
+            f"  validation: none: of fewer than {FEWEST} pictures none is held out, nor are any "
+            "without objects. So nothing is known of how good the model will be, the last one is "
+            "kept, and objects are reported from a score of 0.5 on; give --val to change that"
         )
     values = recipe.model_dump()
     for key, value, why in choices:
@@ -325,8 +399,8 @@ def describe(
             final = final.get(part) if isinstance(final, dict) else None
         shown = _show(final)
         lines.append(f"  {key} = {shown}: {why if shown == _show(value) else 'as you said'}")
-    smallest = figures["network_size"]["p25"] * recipe.data.short_side[-1]
-    smallest /= figures["network"]["short_side"]
+    smallest = figures["network_size"]["p25"]
+    smallest *= scale_of(figures, recipe.data.short_side[-1], recipe.data.long_side)
     if smallest < 2 * STRIDE:
         lines.append(
             f"  a quarter of the objects stay below {smallest:.0f} pixels, two cells of the "

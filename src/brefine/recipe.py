@@ -235,7 +235,8 @@ class TrainRecipe(Section):
         deterministic: the same weights bit for bit from the same seed on the same machine, with
             any number of workers; on a GPU only where there are such kernels, which are slower.
         validate_every: epochs between evaluations; None: at the end only.
-        patience: evaluations without a better mask AP after which training ends; None: never.
+        patience: evaluations without a better mask AP, once that is above 0, after which training
+            ends; None: never.
         checkpoint_every: steps between checkpoints; None: an epoch, at most 1000.
         keep_checkpoints: how many of the last are kept, beside that of the best evaluation.
         ema: decay of the moving average of the weights, which is then what is evaluated and

@@ -602,10 +602,12 @@ class Evaluation(L.Callback):
             warm = self.step > self.recipe.train.warmup_steps
             if warm and (cause := explain_zero(report.values, report.records, self.recipe)):
                 console.print(cause, soft_wrap=True, markup=False)
-        self.since += 1
-        if not report.values[BEST] <= self.best:
-            self.best, self.best_step, self.since = report.values[BEST], self.step, 0
+        value, before = report.values[BEST], self.best
+        if not value < before:  # of equals the newest; NaN, where no object is, compares with none
+            self.best, self.best_step = value, self.step
             self.save("best", model, report)
+        # As long as nothing at all is found, there is no best that could not be beaten.
+        self.since = self.since + 1 if value <= before and before > 0 else 0
         return report
 
     def follow(self, report: Report, predictor: Predictor) -> None:
