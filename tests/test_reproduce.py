@@ -397,6 +397,17 @@ def test_a_source_without_name_or_path_is_named(study, given, monkeypatch, capsy
     assert f"{given!r} is not NAME=PATH" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("only", ["nuclei", "sets=toy", "set=", "set=nucli"])
+def test_a_cell_that_there_is_not_is_told(study, only, monkeypatch, capsys):
+    study, _ = study
+    monkeypatch.setattr("sys.argv", ["study.py", "--only", only, "--list"])
+    with pytest.raises(SystemExit) as end:
+        study.main()
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert "expected set=, variant=, seed=" in said or "no such cell" in said
+
+
 def test_one_class_is_made_of_a_set(study):
     study, _ = study
     content = {

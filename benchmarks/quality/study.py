@@ -29,7 +29,7 @@ from brefine.files import replacing
 from brefine.progress import console
 from brefine.recipe import Recipe
 from brefine.reproduce import run, shrink
-from brefine.structures import InputError
+from brefine.structures import InputError, Stopped
 
 HERE = Path(__file__).resolve().parent
 RECIPES = HERE.parents[1] / "recipes"
@@ -122,16 +122,17 @@ def cells() -> Iterator[Cell]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=source, action="append", default=[], metavar="NAME=PATH")
-    parser.add_argument("--only", default="", metavar="set=,variant=,seed=")
+    parser.add_argument("--only", type=wish, default={}, metavar="set=,variant=,seed=")
     parser.add_argument("--list", action="store_true", help="say which cells there are, and stop")
     parser.add_argument(
         "--work", type=Path, default=Path("runs/study"), help="sets and run folders"
     )
     parser.add_argument("--results", type=Path, default=HERE / "results" / STUDY)
     options = parser.parse_args()
-    wanted = dict(part.split("=", 1) for part in options.only.split(",") if part)
     sources = dict(options.data)
-    chosen = [cell for cell in cells() if _matches(cell, wanted) and _can_run(cell, sources)]
+    chosen = [cell for cell in cells() if _matches(cell, options.only) and _can_run(cell, sources)]
+    if not chosen:
+        parser.error("no such cell, or no --data for it: --list says which there are")
     todo = [cell for cell in chosen if not (options.results / f"{cell}.json").is_file()]
     if options.list:
         for cell in chosen:
@@ -152,6 +153,9 @@ def main() -> int:
         except InputError as error:
             console.print(f"{cell} failed: {error}", markup=False, soft_wrap=True)
             failed.append(str(cell))
+        except Stopped as stopped:
+            print(stopped, file=sys.stderr)
+            return 75
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
@@ -167,6 +171,19 @@ def source(text: str) -> tuple[str, Path]:
     if not (name and sign and path):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=PATH, like nuclei=data/nuclei")
     return name, Path(path)
+
+
+def wish(text: str) -> dict[str, str]:
+    """``set=NAME,variant=NAME,seed=N`` of the command line, each or none of them.
+
+    Raises:
+        argparse.ArgumentTypeError: another key, or no such form.
+    """
+    pairs = dict(part.partition("=")[::2] for part in text.split(","))
+    for key, value in pairs.items():
+        if key not in Cell._fields or not value:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected {'=, '.join(Cell._fields)}=")
+    return pairs
 
 
 def run_cell(cell: Cell, data: dict[str, Any], runs: Path, results: Path, commit: str) -> None:
