@@ -119,6 +119,8 @@ def main() -> None:
     results: dict[str, Any] = {"runs": {}, "milliseconds": {}}
     if options.results.is_file():
         results = json.loads(options.results.read_text(encoding="utf-8"))
+    if others := {key.split("/")[2] for key in results["runs"]} - {str(options.steps)}:
+        parser.error(f"{options.results}: has runs of {min(others)} steps: give another --results")
     if not options.tables_only:
         with tempfile.TemporaryDirectory() as place:
             toy.draw(Path(place) / "toy", train=400, val=100, seed=0)
