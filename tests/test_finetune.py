@@ -7,10 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image, ImageFilter
 from safetensors.torch import load_file
 
 import brefine
@@ -542,3 +544,15 @@ def test_models_of_this_package_are_small_and_have_a_card() -> None:
         for word in ("Licence", "Limits", "Boundary AP"):
             assert word in card
         assert weights.load(name).categories
+
+
+def test_the_shipped_model_finds_nuclei() -> None:
+    ys, xs = np.mgrid[:256, :256]
+    centres = [(40, 50), (90, 180), (140, 70), (200, 130), (210, 220), (60, 120)]
+    nuclei = [(ys - y) ** 2 + ((xs - x) / 1.3) ** 2 < 11**2 for y, x in centres]
+    pixels = np.where(np.any(nuclei, axis=0), 150, 12).astype(np.uint8)
+    picture = Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(1.2)).convert("RGB")
+    found = np.asarray(brefine.load("nuclei", "cpu")(picture).masks)
+    assert len(found) == len(nuclei)
+    for nucleus in nuclei:
+        assert max((nucleus & mask).sum() / (nucleus | mask).sum() for mask in found) > 0.9
