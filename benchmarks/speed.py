@@ -5,10 +5,10 @@
 
 Ways to predict: torchvision's Mask R-CNN on the trunk of the full recipe; RECIPE:naive, the full
 head by the book (all classes, all RoIs at once, plain convolutions, torchvision's RoIAlign);
-RECIPE, as `Predictor` runs it; RECIPE:onnx and RECIPE:openvino, exported, beside RECIPE:eager,
+RECIPE, as `Predictor` runs it; RECIPE:onnx and RECIPE:openvino, exported, beside RECIPE:torch,
 which finds the same. Weights are random, with norms and scores like those of trained ones.
 PyTorch's ways get the same boxes in the place of what they find. Exported graphs cannot be told
-what to find: their threshold lets as many boxes pass as were asked for, and RECIPE:eager has it,
+what to find: their threshold lets as many boxes pass as were asked for, and RECIPE:torch has it,
 too.
 
 All ways of a size, a number of threads and a number of detections take turns. Every figure goes
@@ -144,7 +144,7 @@ class Bench:
             ways.append(name)
         for name in [self.full, *others]:
             if name != self.baseline:
-                ways += [f"{name}:{kind}" for kind in ("eager", *exported.FORMATS)]
+                ways += [f"{name}:{kind}" for kind in ("torch", *exported.FORMATS)]
         return ways
 
     # --- measuring
@@ -183,7 +183,7 @@ class Bench:
         detections = 100 if 100 in options.detections else max(options.detections)
         for side in options.short_side:
             known = results["peaks"].setdefault(f"{side}/{detections}", {})
-            ways = [way for way in missing(known) if not way.endswith(":eager")]
+            ways = [way for way in missing(known) if not way.endswith(":torch")]
             if options.again or "torchvision" not in known:
                 ways = ["torchvision", *ways]
             for way in () if options.skip_peaks else ways:
@@ -294,15 +294,15 @@ class Bench:
         elif kind in ("", "naive"):
             predictor = self._sized(self.predictor(way), case.short_side)
             system = speed.ours(predictor, self.picture, self._forced(name, case))
-        elif kind == "eager":
+        elif kind == "torch":
             predictor = self._sized(self.predictor(way), case.short_side)
             least = self._least(name, case.short_side, case.detections)
 
-            def eager() -> int:
+            def ours() -> int:
                 predictor.model.box_head.score_threshold = least  # type: ignore[attr-defined]
                 return len(predictor.records(self.picture, 0, threshold=0.0))
 
-            return eager
+            return ours
         else:
             if name not in self.files:
                 raise InputError("not exported")
@@ -370,7 +370,7 @@ class Bench:
     @torch.inference_mode()
     def _scores(self, name: str, side: int) -> Tensor:
         """Those of the detections of a model that is told nothing, best first."""
-        predictor = self._sized(self.predictor(f"{name}:eager"), side)
+        predictor = self._sized(self.predictor(f"{name}:torch"), side)
         model: Any = predictor.model
         model.box_head.detections = MOST
         images, _ = predictor._resize(as_pixels(self.picture))

@@ -69,6 +69,16 @@ def reports(recipes: dict[str, Path]) -> dict[str, speed.Report]:
     }
 
 
+def test_the_stages_of_a_cascade_are_told_apart(recipes: dict[str, Path], tmp_path: Path) -> None:
+    for method in ("cascade", "htc"):
+        tiny_recipe(method, model={"options": OPTIONS}).save(tmp_path / "recipe.yaml")
+        found = speed.profile(
+            str(tmp_path / "recipe.yaml"), num_classes=2, detections=2, threads=1, rounds=1
+        )
+        for stage in (1, 2, 3):
+            assert f"mask stage {stage} convs 14" in found.parts[speed.NAMES[0]]
+
+
 # --- the meter
 
 
@@ -391,7 +401,7 @@ def test_bench_speed_compares_resumes_and_writes_its_tables(
         bench.main([str(each) for each in (*files, *models, *sizes, *more)])
         return capsys.readouterr().err
 
-    err = run("--detections", 2, 4, "--ways", "brefine", "*naive", "*eager")
+    err = run("--detections", 2, 4, "--ways", "brefine", "*naive", "*torch")
     assert "nothing: no such recipe: left out" in err
     text = page.read_text()
     assert text.startswith("before\n")
@@ -401,7 +411,7 @@ def test_bench_speed_compares_resumes_and_writes_its_tables(
     values = json.loads(results.read_text())
     assert set(values["cases"]) == {"96/1/2", "96/1/4"}
     for key, ways in values["cases"].items():
-        assert set(ways) == {"torchvision", "brefine", "brefine:naive", "brefine:eager"}
+        assert set(ways) == {"torchvision", "brefine", "brefine:naive", "brefine:torch"}
         base = ways["torchvision"]
         for way, record in ways.items():
             assert str(record["objects"]) == key.rpartition("/")[2], way

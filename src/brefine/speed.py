@@ -32,6 +32,7 @@ from torchvision.models import detection
 from brefine import predict
 from brefine.data.pictures import network_size
 from brefine.info import build
+from brefine.methods.mask_rcnn import FCNMaskHead
 from brefine.parts import masks, roi, two_stage
 from brefine.parts.backbone import Backbone
 from brefine.parts.inference import prepare
@@ -250,19 +251,23 @@ def ours(predictor: Predictor, picture: Picture, forced: Forced) -> System:
         Place(two_stage, "detect", "detections", change=lambda _: [found]),
         Place(model.box_head, "score", "head", "box", scored),
         Place(roi, "pool", _by_side("RoIAlign")),
-        *_head_places(model.mask_head),
+        Place(model.mask_head, "forward", "other", "mask"),
+        *_layer_places(model.mask_head),
         Place(masks, "paste", "paste"),
     ]
     return System(run, places)
 
 
-def _head_places(head: nn.Module) -> list[Place]:
-    """A mask head and its layers, by the side that they work at."""
-    places = [Place(head, "forward", "other", "mask")]
+def _layer_places(head: nn.Module, stage: str = "") -> list[Place]:
+    """The layers of a mask head, by the side that they work at; of a cascade, stage by stage."""
+    places: list[Place] = []
     for name, child in head.named_children():
         layers = child if isinstance(child, nn.ModuleList) else [child]
-        real = [layer for layer in layers if not isinstance(layer, nn.Identity)]
-        places += [Place(layer, "forward", _by_side(name)) for layer in real]
+        for number, layer in enumerate(layers, 1):
+            if isinstance(layer, FCNMaskHead):
+                places += _layer_places(layer, f"stage {number} ")
+            elif not isinstance(layer, nn.Identity):
+                places.append(Place(layer, "forward", _by_side(stage + name)))
     return places
 
 
@@ -612,11 +617,11 @@ def print_profile(report: Report, console: Console) -> None:
         if part not in order:
             order.insert(order.index(previous) + 1 if previous else 0, part)
         previous = part
-    table = Table(box=SIMPLE, padding=(0, 1))
-    table.add_column("part", no_wrap=True)
-    for head in ("CPU ms", "share", "GMAC", "peak MB"):
+    table = Table(box=SIMPLE, padding=(0, 0), pad_edge=False)
+    table.add_column("\npart", no_wrap=True)
+    for head in ("\nCPU ms", "\nshare", "\nGMAC", "peak\nMB"):
         table.add_column(head, justify="right")
-    for head in ("theirs: CPU ms", "GMAC", "peak MB"):
+    for head in ("theirs\nCPU ms", "\nGMAC", "peak\nMB"):
         table.add_column(head, justify="right", style="dim")
     for part in order:
         cells = [_cells(report.parts[name].get(part), report.whole[name]) for name in NAMES]
