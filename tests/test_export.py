@@ -536,7 +536,8 @@ def test_int8_says_what_it_costs(
     assert sorted(path.name for path in out.parent.iterdir()) == ["small.bin", "small.xml"]
     session, plain = Session(out, threads=1), Session(file.with_suffix(".xml"), threads=1)
     assert json.loads(session.metadata["int8"]) == asdict(cost)
-    assert {**session.metadata, "int8": ""} == {**plain.metadata, "int8": ""}
+    own = {"int8": "", "weights": ""}
+    assert {**session.metadata, **own} == {**plain.metadata, **own}
     assert (cost.calibrated, cost.tested) == (7, 2)
     assert cost.time > 0
     nodes = openvino.Core().read_model(out).get_ops()
@@ -554,6 +555,14 @@ def test_int8_says_what_it_costs(
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(InputError, match="the model finds nothing in the pictures to calibrate"):
         export_int8(folder, tmp_path / "x.xml", [toy_set / "images"], dataset)
+    bare = json.loads((toy_set / "val.json").read_text())
+    blank = CocoSet.from_dict({**bare, "annotations": []}, tmp_path / "x.json", toy_set / "images")
+    with pytest.raises(InputError, match="no object in the pictures to measure"):
+        export_int8(folder, tmp_path / "x.xml", [toy_set / "images"], blank)
+    bare["categories"][0]["name"] = "other"
+    other = CocoSet.from_dict(bare, tmp_path / "x.json", toy_set / "images")
+    with pytest.raises(InputError, match="is not in the model's table"):
+        export_int8(folder, tmp_path / "x.xml", [toy_set / "images"], other)
     with pytest.raises(InputError, match=r"--out NAME\.xml"):
         export_int8(folder, tmp_path / "x.onnx", [toy_set / "images"], dataset)
     monkeypatch.setattr("brefine.int8.find_spec", lambda _: None)

@@ -21,10 +21,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from brefine import weights
 from brefine.data.coco import CocoSet
 from brefine.evaluate import evaluate
 from brefine.export import Parity, beside, check_name, export, move, quiet, save_ir
 from brefine.exported import Array, Session, needs, openvino_core, prepare
+from brefine.metrics.mask_quality import rows_of
 from brefine.predict import Predictor
 from brefine.progress import track
 from brefine.sources import find_pictures, walk
@@ -86,14 +88,17 @@ def export_int8(
         How far the file with floats, which is made first, is from the model, and the cost.
 
     Raises:
-        InputError: see ``export``; NNCF is not installed, or the model finds nothing in the
-            pictures to calibrate on.
+        InputError: see ``export``; NNCF is not installed, the set has no objects or classes that
+            the model does not know, or the model finds nothing in the pictures to calibrate on.
     """
     out = Path(out)
     check_name(out, "openvino")
     if find_spec("nncf") is None:
         raise needs("nncf", "int8")
     found = find_pictures(pictures)
+    rows_of(dataset, weights.load(folder))  # before minutes of exporting
+    if not any(index < (limit or len(dataset)) for index in dataset.usable()):
+        raise InputError(f"{dataset.path}: no object in the pictures to measure the cost on")
     with beside(out) as place:
         parity = export(folder, place / "float.xml", "openvino")
         plain = Session(place / "float.xml", torch.get_num_threads())

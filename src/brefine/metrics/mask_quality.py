@@ -19,18 +19,19 @@ from brefine.structures import InputError, Instances
 
 if TYPE_CHECKING:
     from brefine.predict import Predictor
+    from brefine.weights import Model
 
 #: of one object: pixels of the true mask, mask IoU, IoU of the boundary bands alone
 Quality = tuple[int, float, float]
 
 
-def rows_of(dataset: CocoSet, predictor: Predictor) -> Tensor:
+def rows_of(dataset: CocoSet, model: Predictor | Model) -> Tensor:
     """The row in the model's table of each class of a data set, ``[K]`` int64.
 
     Raises:
         InputError: the model does not know a class.
     """
-    rows = {category: i for i, category in enumerate(predictor.categories)}
+    rows = {category: i for i, category in enumerate(model.categories)}
     for category in dataset.categories:
         if category not in rows:
             raise InputError(
