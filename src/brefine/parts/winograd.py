@@ -39,13 +39,12 @@ _OUTPUT = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, 
 _OVERLAPS = ((0, 0, 4), (1, 4, 2))
 
 
-def _both_axes(rows: list[list[int]], divisor: float = 1.0) -> Tensor:
-    matrix = torch.tensor(rows, dtype=torch.float64) / divisor
-    return torch.kron(matrix, matrix)
+def _matrix(rows: list[list[int]], divisor: float = 1.0) -> Tensor:
+    return torch.tensor(rows, dtype=torch.float64) / divisor
 
 
-#: of the pixels of a tile, of a kernel and of a tile of products: [36, 36], [36, 9], [16, 36]
-INPUT, KERNEL, OUTPUT = _both_axes(_INPUT), _both_axes(_KERNEL, 24), _both_axes(_OUTPUT)
+#: along a side of a tile, of a kernel and of a tile of products: [6, 6], [6, 3], [4, 6]
+INPUT, KERNEL, OUTPUT = _matrix(_INPUT), _matrix(_KERNEL, 24), _matrix(_OUTPUT)
 
 
 def suits(module: nn.Module) -> bool:
@@ -74,8 +73,7 @@ def fits(x: Tensor, dilation: int) -> bool:
 def transform(weight: Tensor) -> Tensor:
     """A kernel ``[out, C, 3, 3]`` as it is multiplied with tiles, ``[36, C, out]``."""
     out, channels = weight.shape[:2]
-    flat = weight.permute(2, 3, 1, 0).reshape(9, -1)
-    return (KERNEL.to(weight) @ flat).view(36, channels, out)
+    return _along_both(KERNEL.to(weight), weight.permute(2, 3, 1, 0)).view(36, channels, out)
 
 
 def convolve(x: Tensor, products: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
@@ -95,8 +93,8 @@ def convolve(x: Tensor, products: Tensor, bias: Tensor | None, dilation: int) ->
     for pictures, lines in _groups(batch, rows, columns, d):
         tiles = windows[:, :, pictures, lines]
         size = tiles.shape[2:7]
-        tiles = (into @ tiles.reshape(36, -1)).view(36, -1, channels)
-        tiles = out @ torch.bmm(tiles, products).view(36, -1)
+        tiles = _along_both(into, tiles).view(36, -1, channels)
+        tiles = _along_both(out, torch.bmm(tiles, products))
         # [4, 4, B, rows, d, columns, d, out] to result's order
         tiles = tiles.view(4, 4, *size, count).permute(2, 3, 0, 4, 5, 1, 6, 7)
         result[pictures, lines] = tiles
@@ -201,12 +199,12 @@ class Convolution(torch.autograd.Function):
         for pictures, lines in _groups(batch, rows, columns, d):
             tiles = above[:, :, pictures, lines]
             size = tiles.shape[2:7]
-            tiles = (out.T @ tiles.reshape(16, -1)).view(36, -1, count)
+            tiles = _along_both(out.T, tiles).view(36, -1, count)
             if windows is not None:
-                inputs = into @ windows[:, :, pictures, lines].reshape(36, -1)
+                inputs = _along_both(into, windows[:, :, pictures, lines])
                 of_products.baddbmm_(inputs.view(36, -1, channels).transpose(1, 2), tiles)
             if products is not None:
-                tiles = into.T @ torch.bmm(tiles, products).view(36, -1)
+                tiles = _along_both(into.T, torch.bmm(tiles, products))
                 tiles = tiles.view(6, 6, *size, channels).permute(2, 3, 0, 4, 5, 1, 6, 7)
                 for (i, top, high), (j, left, wide) in product(_OVERLAPS, _OVERLAPS):
                     place = slice(lines.start + i, lines.stop + i)
@@ -217,11 +215,25 @@ class Convolution(torch.autograd.Function):
             found = below.view(batch, 4 * d * (rows + 1), 4 * d * (columns + 1), channels)
             of_x = found[:, d : d + height, d : d + width].permute(0, 3, 1, 2)
         if wanted[1]:
-            flat = kernel.T @ of_products.view(36, -1)
+            flat = _along_both(kernel.T, of_products)
             of_weight = flat.view(3, 3, channels, count).permute(3, 2, 0, 1)
         if wanted[2]:
             of_bias = gradient.sum((0, 2, 3))
         return of_x, of_weight, of_bias, None
+
+
+def _along_both(matrix: Tensor, tiles: Tensor) -> Tensor:
+    """A matrix ``[m, k]`` along both sides of tiles ``[k, k, ...]``: ``[m, m, n]``.
+
+    One side after the other takes a third of the products that both at once would.
+
+    Args:
+        matrix: of `INPUT`, `KERNEL`, `OUTPUT`, or a transpose of these.
+        tiles: contiguous or not; ``[k * k, ...]`` will do.
+    """
+    count, side = matrix.shape
+    rows = matrix @ tiles.reshape(side, -1)
+    return torch.matmul(matrix, rows.view(count, side, -1))
 
 
 def _count(x: Tensor, dilation: int) -> tuple[int, int]:
