@@ -70,13 +70,13 @@ HEADS: dict[str, tuple[str, dict[str, Any]]] = {
     "light, early exit": ("brefine", {"widths": (64, 48, 32), "detail": 64, "early_exit": 1.0}),
     "light, GroupNorm": ("brefine", {"widths": (64, 48, 32), "detail": 64, "norm": "group"}),
     "full, 256 channels": ("brefine", {"channels": 256}),
-    # that of the recipes brefine_light_*_1x
     "light, 256 channels": ("brefine", LIGHT),
     "light, 256 channels, 2 convs": ("brefine", {**LIGHT, "num_convs": 2}),
     "light, 256 channels, 2 convs, 128 for detail": (
         "brefine",
         {**LIGHT, "num_convs": 2, "detail": 128},
     ),
+    # that of the recipe brefine_light_r50_1x
     "light, 256 channels, 2 convs, 96 at last": (
         "brefine",
         {**LIGHT, "num_convs": 2, "widths": (256, 128, 96)},

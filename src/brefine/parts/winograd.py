@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 #: tiles that are worked on at once: what they need fits a core's cache
-GROUP = 128
+GROUP = 256
 CHANNELS = 128  # from which it is quicker
 
 # Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (CVPR 2016): F(4, 3).
