@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-#: tiles that are worked on at once: what they need fits a core's cache
+#: tiles that are worked on at once: about as many as are quickest from 128 to 512 channels
 GROUP = 256
 CHANNELS = 128  # from which it is quicker
 
