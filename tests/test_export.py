@@ -653,7 +653,7 @@ def test_bad_input_is_one_line(
     fails("a folder is in the way", *intermediate, tmp_path / "b.xml")
     fails("c.bin: is there already, without c.xml", *intermediate, tmp_path / "c.xml")
     fails("give --format openvino", "export", folder, "--int8", tmp_path)
-    fails("no parts are known: name its model folder", "info", file)
+    fails("an exported file has no parts", "info", file)
     labelled = ("evaluate", file, "--data", toy_set / "val.json", "--boxes", "detected")
     fails("an exported file can store nothing", *labelled, "--store")
     fails("go with --int8", "export", folder, "--limit", 3)
