@@ -630,6 +630,7 @@ def test_bad_input_is_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder, file, _ = exports("brefine")
+    capsys.readouterr()  # what exporting said
 
     def fails(text: str, *arguments: Any) -> None:
         before = sorted(tmp_path.rglob("*"))

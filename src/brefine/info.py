@@ -82,7 +82,7 @@ def build(
     """
     path = locate(target)
     if is_exported(path):
-        raise InputError(f"{target}: an exported file has no parts to look at: name the folder")
+        raise InputError(f"{target}: an exported file has no parts: name its model folder")
     if path.is_dir():
         if settings:
             raise InputError(f"{path}: a trained model cannot be changed: leave out --set")
