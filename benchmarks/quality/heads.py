@@ -315,28 +315,43 @@ def spread(values: Sequence[float]) -> str:
 
 
 def draw(results: Mapping[str, Any]) -> str:
-    """A picture for each set: boundary IoU over time, a dot a head."""
+    """A picture for each set: boundary IoU over time, a numbered dot a head."""
     found = gathered(results)
     sets = list(dict.fromkeys(name for name, _ in found))
-    parts = []
+    timed = [head for head in HEADS if head in results["milliseconds"]]
+    shown = [head for head in timed if any((name, head) in found for name in sets)]
+    half = -(-len(shown) // 2)
+    parts = [
+        f'<text x="{40 + 360 * (i // half)}" y="{335 + 17 * (i % half)}">{i + 1}: {escape(head)}'
+        "</text>"
+        for i, head in enumerate(shown)
+    ]
     for i, name in enumerate(sets):
         points = {
             head: (
                 results["milliseconds"][head],
                 100 * statistics.mean(r["given_boxes/boundary_iou"] for r in found[name, head]),
             )
-            for head in HEADS
-            if (name, head) in found and head in results["milliseconds"]
+            for head in shown
+            if (name, head) in found
         }
-        parts.append(panel(name, points, 40 + 360 * i))
+        numbers = {head: shown.index(head) + 1 for head in points}
+        parts.append(panel(name, points, numbers, 40 + 360 * i))
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {40 + 360 * len(sets)} 330">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {40 + 360 * max(2, len(sets))} '
+        f'{340 + 17 * half}">'
         "<style>text{font:11px sans-serif;fill:#30363d}.t{font-weight:bold;font-size:13px}"
+        ".n{fill:#fff;font-size:9px;text-anchor:middle}"
         "</style><rect width='100%' height='100%' fill='#fff'/>" + "".join(parts) + "</svg>\n"
     )
 
 
-def panel(name: str, points: Mapping[str, tuple[float, float]], left: float) -> str:
+def panel(
+    name: str,
+    points: Mapping[str, tuple[float, float]],
+    numbers: Mapping[str, int],
+    left: float,
+) -> str:
     """Axes and dots of a set."""
     width, top, height = 290, 40, 230
     times = [math.log10(x) for x, _ in points.values()]
@@ -369,13 +384,8 @@ def panel(name: str, points: Mapping[str, tuple[float, float]], left: float) -> 
         px, py = at(x, y)
         colour = "#0b6fb8" if y > best else "#9aa1ab"  # nothing quicker is as good
         best = max(best, y)
-        parts.append(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="5" fill="{colour}"/>')
-        place = (px - left) / width  # labels lie right of a dot, left of it, or below
-        anchor, dx, dy = ("start", 8, 4) if place < 0.6 else ("end", -8, 4)
-        if place > 0.85:
-            anchor, dx, dy = "end", 14, 18
-        text = f'x="{px + dx:.1f}" y="{py + dy:.1f}" text-anchor="{anchor}"'
-        parts.append(f"<text {text}>{escape(head)}</text>")
+        parts.append(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="7" fill="{colour}"/>')
+        parts.append(f'<text class="n" x="{px:.1f}" y="{py + 3:.1f}">{numbers[head]}</text>')
     return "".join(parts)
 
 
