@@ -667,21 +667,25 @@ def test_bad_input_is_one_line(
     foreign = onnx.load(file)
     foreign.ClearField("metadata_props")
     onnx.save(foreign, tmp_path / "foreign.onnx")
-    for key, value in (
-        ("short_side", "-5"),
-        ("short_side", "Infinity"),
-        ("short_side", "96.5"),
-        ("long_side", "1"),
-        ("long_side", "1000000"),
-        ("score_threshold", "NaN"),
-        ("score_threshold", "true"),
+    for values in (
+        {"short_side": "-5"},
+        {"short_side": "Infinity"},
+        {"short_side": "96.5"},
+        {"long_side": "1"},
+        {"short_side": "20000", "long_side": "20000"},
+        {"score_threshold": "NaN"},
+        {"score_threshold": "true"},
     ):
         changed = onnx.load(file)
         for entry in changed.metadata_props:
-            if entry.key == key:
-                entry.value = value
+            entry.value = values.get(entry.key, entry.value)
         onnx.save(changed, tmp_path / "sides.onnx")
         fails("its metadata has sides", predict[0], tmp_path / "sides.onnx", *predict[1:])
+    for entry in changed.metadata_props:  # no limit to the long side is none
+        if entry.key in ("long_side", "score_threshold"):
+            entry.value = {"long_side": "1000000", "score_threshold": "0.5"}[entry.key]
+    onnx.save(changed, tmp_path / "long.onnx")
+    assert Session(tmp_path / "long.onnx", threads=1).long_side == 1_000_000
     graph = onnx.load(file)
     del graph.graph.output[-1]
     onnx.save(graph, tmp_path / "graph.onnx")

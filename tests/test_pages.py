@@ -34,7 +34,6 @@ def test_tables_of_speed(script: Any, name: str) -> None:
 
 
 def test_table_of_exports(script: Any) -> None:
-    # "export" alone is the module of that name in the folder of scripts
     assert script("export").make_table(stored("export")) in page("export.md")
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
@@ -24,7 +25,7 @@ from brefine.methods import METHODS, create
 from brefine.recipe import Recipe
 from brefine.reproduce import SMALL, TABLES, Row, Table, locate, plot, shrink, subtract
 from brefine.structures import InputError
-from test_train_together import fork, free_port, join
+from test_train_together import free_port
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 PAIR = Table(
@@ -37,19 +38,26 @@ PAIR = Table(
 )
 
 
+#: a scale that runs in a moment
+TINY = {
+    "options": {"backbone": "test_efficientnet_gn.r160_in1k", "channels": 16},
+    "detector": {
+        "fpn_norm": "group",
+        "box_hidden": 16,
+        "mask_rois": 4,
+        "detections": 5,
+        "candidates": (50, 50),
+        "proposals": (20, 20),
+    },
+    "data": {"short_side": (64,), "long_side": 80, "workers": 0},
+    "train": {**SMALL["train"], "steps": 2, "batch_size": 2, "warmup_steps": 1},
+}
+
+
 @pytest.fixture
 def tiny(monkeypatch):
-    """A scale that runs in a moment, and a table of two rows."""
-    detector = {"fpn_norm": "group", "box_hidden": 16, "mask_rois": 4, "detections": 5}
-    options = {"backbone": "test_efficientnet_gn.r160_in1k", "channels": 16}
-    data = {"short_side": (64,), "long_side": 80, "workers": 0}
-    small = {
-        "options": options,
-        "detector": {**detector, "candidates": (50, 50), "proposals": (20, 20)},
-        "data": data,
-        "train": {**SMALL["train"], "steps": 2, "batch_size": 2, "warmup_steps": 1},
-    }
-    monkeypatch.setattr(reproduce, "SMALL", small)
+    """A tiny scale, and a table of two rows."""
+    monkeypatch.setattr(reproduce, "SMALL", TINY)
     monkeypatch.setattr(reproduce, "PICTURES", (4, 2))
     monkeypatch.setitem(TABLES, "pair", PAIR)
 
@@ -128,37 +136,55 @@ def test_a_table_is_trained_written_and_gone_on_with(pictures, tmp_path, capsys,
     assert "from another set" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("tiny")
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes are forked")
-def test_two_processes_run_a_table_together(pictures, tmp_path, monkeypatch):
+#: one of several processes: a table of three rows, of which two are the same at small scale
+PROCESS = """
+import sys, time
+from test_reproduce import PAIR, TINY, Row, Table, command, reproduce
+
+rows = [PAIR.rows[0], Row("The same", "mask_rcnn_r50_2x"), PAIR.rows[1]]
+reproduce.TABLES["pair"] = Table("Three rows", rows, [(2, 0)])
+reproduce.SMALL, reproduce.PICTURES = TINY, (4, 2)
+replacing = reproduce.replacing
+
+def late(path):
+    time.sleep(0.5 if path.parent.name == "results" else 0)  # the others must wait
+    return replacing(path)
+
+reproduce.replacing = late
+sys.exit(command(*sys.argv[1:]))
+"""
+
+
+def test_two_processes_run_a_table_together(pictures, tmp_path):
     """Rows are trained by both, written by the first, and one that is shared is trained once."""
-    rows = [PAIR.rows[0], Row("The same", "mask_rcnn_r50_2x"), PAIR.rows[1]]
-    monkeypatch.setitem(TABLES, "pair", Table("Three rows", rows, [(2, 0)]))
-    port = str(free_port())
-    load = reproduce.Report.load
-
-    def work(rank):
-        ranks = {name: str(rank) for name in ("RANK", "LOCAL_RANK")}
+    out, port = tmp_path / "out", str(free_port())
+    started = []
+    for rank in ("0", "1"):
+        ranks = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "here"}
         sizes = dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), "2")
-        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        os.environ.update(**ranks, **sizes, **where, GROUP_RANK="0", TORCHELASTIC_RUN_ID="here")
-        replacing = reproduce.replacing
-
-        def late(path):
-            time.sleep(0.5 if path.parent.name == "results" else 0)  # the other must wait
-            return replacing(path)
-
-        reproduce.replacing = late
-        with (tmp_path / f"{rank}.out").open("w", buffering=1) as sys.stdout:
-            code = command(pictures, tmp_path / "out")
-        os._exit(code)
-
-    assert join(fork(work)) == [0, 0]
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+        paths = {"PYTHONPATH": str(Path(__file__).parent)}
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-c", PROCESS, str(pictures), str(out)],
+                env={**os.environ, **ranks, **sizes, **where, **paths},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    try:
+        said = [process.communicate(timeout=240) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0, 0], said
+    assert [bool(stdout) for stdout, _ in said] == [True, False]  # the first one prints
     for name in ("mask_rcnn_r50_1x", "brefine_r50_1x"):
-        result = json.loads((tmp_path / f"out/results/{name}.json").read_text())
-        assert result["values"] == load(tmp_path / "out/runs" / name).as_dict()["values"]
-    assert len(list(csv.reader((tmp_path / "out/pair.csv").open()))) == 6
-    assert {path.name for path in (tmp_path / "out/runs").iterdir()} == {
+        result = json.loads((out / f"results/{name}.json").read_text())
+        assert result["values"] == reproduce.Report.load(out / "runs" / name).as_dict()["values"]
+    assert len(list(csv.reader((out / "pair.csv").open()))) == 6
+    assert {path.name for path in (out / "runs").iterdir()} == {
         "mask_rcnn_r50_1x",
         "brefine_r50_1x",
     }

@@ -296,11 +296,11 @@ def beside(out: Path) -> Iterator[Path]:
     Raises:
         InputError: it, or the ``.bin`` beside it, cannot be written; or that is of something else.
     """
-    beside = out.with_suffix(".bin") if out.suffix == FORMATS["openvino"] else out
-    if beside.is_file() and not out.exists():
-        raise InputError(f"{beside}: is there already, without {out.name}: choose another --out")
+    last = out.with_suffix(".bin") if out.suffix == FORMATS["openvino"] else out
+    if last.is_file() and not out.exists():
+        raise InputError(f"{last}: is there already, without {out.name}: choose another --out")
     try:
-        if out.is_dir() or beside.is_dir():
+        if out.is_dir() or last.is_dir():
             raise IsADirectoryError(None, "a folder is in the way")
         out.parent.mkdir(parents=True, exist_ok=True)
         folder = TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.")

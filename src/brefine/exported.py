@@ -38,7 +38,7 @@ FORMATS = {"onnx": ".onnx", "openvino": ".xml"}
 #: what a file gives, in this order
 INPUTS = 3  # pixels, sizes, least
 OUTPUTS = ("boxes", "labels", "scores", "pictures", "logits")
-LONGEST = 10_000  # pixels that a picture may be asked to be resized to
+LONGEST = 10_000  # pixels that a file may ask short sides to be resized to
 MULTIPLE = 32  # pixels that the sides of a batch are multiples of
 
 Array = NDArray[Any]
@@ -95,7 +95,7 @@ class Session:
         sides = type(self.short_side) is type(self.long_side) is int
         if not (
             sides
-            and 0 < self.short_side <= self.long_side <= LONGEST
+            and 0 < self.short_side <= min(LONGEST, self.long_side)
             and type(self.least) in (int, float)
             and 0 <= self.least <= 1
         ):

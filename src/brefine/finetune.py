@@ -172,7 +172,7 @@ def settle(
     Args:
         figures: of `measure`.
         settings: see ``Recipe.with_settings``.
-        held_out: see `choose`, as of those below.
+        held_out: pictures of the set that are not learnt from.
         validates: whether there is a set to validate on.
         gpu: whether there is one.
 

@@ -107,7 +107,7 @@ class Predictor:
             folder: see above.
             device: None: a GPU if there is one.
             compile: the trunk, with ``torch.compile``: the first pictures then take minutes, the
-                others less. For GPUs; on a CPU the way without is as quick.
+                others less. For GPUs: on a CPU it does without what ``prepare`` makes quicker.
 
         Raises:
             InputError: see ``weights.load`` and ``exported.Session``; or nothing can be compiled.

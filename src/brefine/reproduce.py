@@ -263,6 +263,8 @@ def recipes_of(
 ) -> list[Recipe]:
     """The recipes of a table's rows, whose data is there; arguments as `reproduce`'s.
 
+    At small scale the pictures are chosen here: their labels are written to ``out/data``.
+
     Raises:
         InputError: no such table, the data is not there, or a setting is wrong.
     """
