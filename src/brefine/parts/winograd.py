@@ -10,8 +10,9 @@ Gradients go the same way back: the transposes of the three matrices, and two pr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
+from math import prod
 from typing import Any, cast
 
 import torch
@@ -22,29 +23,47 @@ from torch.autograd.function import once_differentiable
 GROUP = 256
 CHANNELS = 128  # from which it is quicker
 
-# Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (CVPR 2016): F(4, 3).
-_INPUT = [
-    [4, 0, -5, 0, 1, 0],
-    [0, -4, -4, 1, 1, 0],
-    [0, 4, -4, -1, 1, 0],
-    [0, -2, -1, 2, 1, 0],
-    [0, 2, -1, -2, 1, 0],
-    [0, 4, 0, -5, 0, 1],
-]
-_KERNEL = [[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]  # / 24
-_OUTPUT = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
-
-
 #: pixels of a tile's input that are of the next tile but so many, the first of them, how many
 _OVERLAPS = ((0, 0, 4), (1, 4, 2))
 
 
-def _matrix(rows: list[list[int]], divisor: float = 1.0) -> Tensor:
-    return torch.tensor(rows, dtype=torch.float64) / divisor
+#: at which polynomials are multiplied, and at infinity. Those of Lavin and Gray (CVPR 2016), 0, 1,
+#: -1, 2, -2, round to twice the error, five times at worst. See Barabasz et al., "Error analysis
+#: and improving the accuracy of Winograd convolution for deep neural networks" (TOMS 2020).
+POINTS = (0.0, 11 / 16, -11 / 16, 23 / 16, -23 / 16)
+
+
+def _polynomial(roots: Sequence[float]) -> list[float]:
+    """Coefficients of the product of all (x - root), of x^0 first."""
+    found = [1.0]
+    for root in roots:
+        found = [up - root * same for up, same in zip([0.0, *found], [*found, 0.0], strict=True)]
+    return found
+
+
+def _matrices(points: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
+    """Toom and Cook's, float64: ``[6, 6]`` of inputs, ``[6, 3]`` of kernels, ``[4, 6]`` of results.
+
+    Rows of the first two, and columns of the last, are points; the last one is infinity.
+    """
+    inputs, kernels, results = [], [], []
+    for i, point in enumerate(points):
+        others = [*points[:i], *points[i + 1 :]]
+        scale = prod(point - other for other in others)
+        inputs.append([*_polynomial(others), 0.0])
+        kernels.append([point**power / scale for power in range(3)])
+        results.append([point**power for power in range(4)])
+    inputs.append(_polynomial(points))
+    kernels.append([0.0, 0.0, 1.0])
+    results.append([0.0, 0.0, 0.0, 1.0])
+    into, kernel, out = (
+        torch.tensor(rows, dtype=torch.float64) for rows in (inputs, kernels, results)
+    )
+    return into, kernel, out.T.contiguous()
 
 
 #: along a side of a tile, of a kernel and of a tile of products: [6, 6], [6, 3], [4, 6]
-INPUT, KERNEL, OUTPUT = _matrix(_INPUT), _matrix(_KERNEL, 24), _matrix(_OUTPUT)
+INPUT, KERNEL, OUTPUT = _matrices(POINTS)
 
 
 def suits(module: nn.Module) -> bool:
