@@ -29,7 +29,17 @@ from brefine.compare import compare
 from brefine.data.coco import CocoSet
 from brefine.data.toy import CATEGORIES
 from brefine.evaluate import evaluate_paths
-from brefine.export import Graph, Parity, _alike, check, export, save_ir, simplify, suppress
+from brefine.export import (
+    Graph,
+    Parity,
+    _alike,
+    _compare,
+    check,
+    export,
+    save_ir,
+    simplify,
+    suppress,
+)
 from brefine.exported import Session
 from brefine.formats import FORMATS
 from brefine.int8 import export_int8
@@ -419,6 +429,19 @@ def test_check_sees_what_is_wrong_with_some(
     model: Any = weights.load(folders["brefine"]).segmenter
     assert check(model, answers(model), 64).good
     assert not check(model, answers(model, change), 64).good
+
+
+@pytest.mark.parametrize(("others", "good"), [(1, True), (2, False)])
+def test_check_allows_one_turned_decision_in_a_hundred_objects(others: int, good: bool) -> None:
+    boxes = torch.arange(100.0)[:, None] * 10 + torch.tensor([0.0, 0, 8, 8])
+    expected = Instances((1000, 1000), boxes, torch.zeros(100).long(), torch.full((100,), 0.5))
+    expected = replace(expected, logits=torch.ones(100, 4, 4))
+    moved = boxes.clone()
+    moved[:others] += torch.tensor([100.0, 0, 100, 0])
+    parity = Parity()
+    _compare([expected], [replace(expected, boxes=moved)], parity, 300)
+    assert parity.unmatched == 2 * others
+    assert parity.good == good
 
 
 def test_check_compares_objects_of_which_the_model_is_sure(folders: dict[str, Path]) -> None:

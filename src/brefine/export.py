@@ -52,8 +52,9 @@ TIE = 1e-4
 #: objects that the two are asked for at once: their masks may need gigabytes
 MOST = 100
 #: share of a batch's objects that only one of the two may find: lists of candidates end inside
-#: the model, too, and in the last digit one box or another is on them
-ALONE = 0.01
+#: the model, too, and in the last digit one box or another is on them. That makes two objects, one
+#: on either side, and a batch has about a hundred
+ALONE = 0.025
 
 
 class Graph(nn.Module):
