@@ -55,7 +55,8 @@ def describe_machine() -> dict[str, Any]:
     except (OSError, StopIteration):
         name = platform.machine()
     versions = {"torch": torch.__version__, "torchvision": torchvision.__version__}
-    return {"processor": name, "cores": os.cpu_count(), **versions}
+    instructions = torch.backends.cpu.get_cpu_capability()
+    return {"processor": name, "instructions": instructions, "cores": os.cpu_count(), **versions}
 
 
 def print_machine(machine: dict[str, Any]) -> str:
