@@ -113,3 +113,67 @@ def test_wrong_sizes_are_named(options, words):
     with pytest.raises(InputError) as caught:
         create("brefine", 3, **SMALL, **options)
     assert words in str(caught.value)
+
+
+def test_stages_before_the_last_learn_with_less_weight():
+    model = build(deep_supervision=0.25)
+    head = model.mask_head
+    images, given = asked(8.0, 60.0, 100.0)
+    rows = torch.cat([torch.zeros(3, 1), given[0].boxes], 1)
+    labels = given[0].labels
+    features = [each.detach() for each in model.features(images)]
+
+    def truth(side: int) -> torch.Tensor:
+        half = torch.zeros(3, side, side)
+        half[:, : side // 2] = 1
+        return half
+
+    parts = head._stages(features, rows, labels, deep=True)
+    each = [head.criterion(logits, truth(logits.shape[-1])) for _, logits in parts]
+    found = head.loss(features, rows, labels, truth)["mask"]
+    torch.testing.assert_close(found, (each[2] + 0.25 * (each[0] + each[1])) / 1.5)
+    found.sum().backward()
+    assert all(p.grad.any() for p in head.exits.parameters())
+    # of prediction they are no part
+    torch.testing.assert_close(head(features, rows, labels), parts[2][1])
+
+
+def test_with_early_exits_what_goes_on_learns_with_less_weight_on_its_way():
+    model = build(early_exit=1.5, deep_supervision=0.25)
+    head = model.mask_head
+    images, given = asked(8.0, 100.0)
+    rows = torch.cat([torch.zeros(2, 1), given[0].boxes], 1)
+    features = [each.detach() for each in model.features(images)]
+    parts = head._stages(features, rows, given[0].labels, deep=True)
+    assert [here.tolist() for here, _ in parts] == [[0, 1], [1], [1]]
+    each = [head.criterion(logits, torch.ones_like(logits)) for _, logits in parts]
+    found = head.loss(features, rows, given[0].labels, lambda side: torch.ones(2, side, side))[
+        "mask"
+    ]
+    expected = torch.stack([each[0][0], (0.25 * (each[0][1] + each[1][0]) + each[2][0]) / 1.5])
+    torch.testing.assert_close(found, expected)
+
+
+@torch.no_grad()
+def test_the_shared_map_may_have_stride_2():
+    model = build(**LIGHT, detail_stride=2)
+    images, given = asked(100.0, 30.0)
+    features = model.features(images)
+    assert [f.shape[1] for f in features] == [32] * 5 + [8]
+    assert features[5].shape[-2:] == (48, 80)
+    before = model.predict(images, given)[0].logits
+    model.branch.raw.conv.weight.data *= -1
+    assert not torch.allclose(before, model.predict(images, given)[0].logits)
+    # the backbone's own map is pooled where it is: moved by 2 pixels, so are its features
+    rows = torch.tensor([[0.0, 40, 32, 80, 72]])
+    there = model.mask_head(features, rows, torch.zeros(1).long())
+    moved = [*features[:5], features[5].roll(4, -1)]
+    assert not torch.allclose(there, model.mask_head(moved, rows, torch.zeros(1).long()))
+
+
+def test_a_stride_of_2_needs_a_map_and_a_backbone_that_has_it():
+    with pytest.raises(InputError, match="set detail to its channels"):
+        create("brefine", 3, **SMALL, detail_stride=2)
+    options = {**SMALL, "backbone": "test_convnext", "detector": {}}
+    with pytest.raises(InputError, match=r"features at strides .* \[2\] is missing"):
+        create("brefine", 3, **options, detail=8, detail_stride=2)

@@ -62,6 +62,7 @@ CASES = [
     ("brefine", {"ranking": False, "mask_loss": "bce", "stages": 2, "context": False}),
     ("brefine", {"stages": 1, "dilations": (1, 2), "residual": False, "norm": "group"}),
     ("brefine", {"widths": (32, 16, 8), "detail": 8, "early_exit": 1.0}),
+    ("brefine", {"detail": 8, "detail_stride": 2, "deep_supervision": 0.5}),
     # Points in a grid: random ones are others for the same RoI in another place.
     ("pointrend", {"sampling": "grid", "hidden": 64, "point_channels": 16}),
     (

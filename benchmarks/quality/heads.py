@@ -65,6 +65,11 @@ HEADS: dict[str, tuple[str, dict[str, Any]]] = {
         "brefine",
         {"widths": (64, 48, 32), "detail": 64, "detail_convs": 3},
     ),
+    "light, detail at stride 2": (
+        "brefine",
+        {"widths": (64, 48, 32), "detail": 64, "detail_stride": 2},
+    ),
+    "full, shared detail at stride 2": ("brefine", {"detail": 64, "detail_stride": 2}),
     "lighter": ("brefine", {"widths": (64, 32, 16), "detail": 32}),
     "full, early exit": ("brefine", {"early_exit": 1.0}),
     "light, early exit": ("brefine", {"widths": (64, 48, 32), "detail": 64, "early_exit": 1.0}),
@@ -97,6 +102,7 @@ PARTS: dict[str, tuple[str, dict[str, Any]]] = {
     "1 stage (14 x 14)": ("brefine", {"stages": 1}),
     "2 stages (28 x 28)": ("brefine", {"stages": 2}),
     "GroupNorm": ("brefine", {"norm": "group"}),
+    "deep supervision (0.5)": ("brefine", {"deep_supervision": 0.5}),
 }
 SIZES = {"short_side": (256,), "long_side": 512, "flip": 0.5, "workers": 0}
 MOST = 24  # boxes a batch of 2 pictures

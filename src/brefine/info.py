@@ -121,7 +121,8 @@ def count(
     channels = model.rpn.conv.in_channels
     levels = [torch.zeros(1, channels, 8, 8) for _ in Backbone.strides]
     if model.branch is not None:
-        levels.append(model.branch(levels)[0])
+        raw = [torch.zeros(1, model.trunk.raw, 16, 16)] if model.trunk.raw else []
+        levels.append(model.branch([*levels, *raw])[0])
     roi = torch.tensor([[0.0, 0, 0, 32, 32]])
     box_head = cast(nn.Module, model.box_head)
     box = _macs(box_head, levels, roi)
@@ -134,14 +135,12 @@ def count(
     pixels = torch.zeros(1, 3, height, width, device="meta")
     images = Images(pixels, torch.tensor([size], device="meta"))
     trunk = _macs(model.trunk, images)
-    levels = [
-        torch.zeros(1, channels, -(-height // s), -(-width // s), device="meta")
-        for s in Backbone.strides
-    ]
+    features = [torch.zeros_like(feature) for feature in model.trunk(images)]
+    levels = features[: len(Backbone.strides)]
     branch = []
     if model.branch is not None:
         model.branch.to("meta")
-        branch = _parts("branch", model.branch, _macs(model.branch, levels), 1)
+        branch = _parts("branch", model.branch, _macs(model.branch, features), 1)
     return [
         *_parts("trunk", model.trunk, trunk, 1),
         *_parts("rpn", model.rpn, _macs(model.rpn, levels), 1),

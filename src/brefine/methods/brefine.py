@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from brefine.losses import MASK_LOSSES, boundary_bce
 from brefine.parts import roi
-from brefine.parts.backbone import Backbone
+from brefine.parts.backbone import Backbone, raw_channels
 from brefine.parts.boxes import CONVENTIONS, Convention
 from brefine.parts.mask_head import ClassLogits, MaskLoss, again, conv1x1, conv3x3
 from brefine.parts.two_stage import Detector, Truth, TwoStage
-from brefine.ranges import Positive
+from brefine.ranges import NotNegative, Positive
 from brefine.structures import InputError, Instances
 
 GROUP = 16  # RoIs that the head learns from at once
@@ -43,7 +43,9 @@ def brefine(
     widths: tuple[int, ...] | None = None,
     detail: int = 0,
     detail_convs: int = 1,
+    detail_stride: Literal[2, 4] = 4,
     early_exit: float = 0.0,
+    deep_supervision: NotNegative = 0.0,
     mask_checkpoint: bool = False,
     mask_loss: MaskLoss = "boundary",
     boundary_weight: float = 1.0,
@@ -65,12 +67,15 @@ def brefine(
         levels: that the main line pools from (Figure 1).
         norm: GroupNorm after every 3x3 convolution of the head, or none.
         widths: channels of each stage; None: ``channels`` in all. Not in the paper, like the next
-            three: they make the head light.
+            five: but for the last they make the head light.
         detail: channels of one map, convolved from P2, that all auxiliary lines pool from; 0:
             each pools P2 and convolves what it pooled, as in Figure 4.
         detail_convs: 3x3 convolutions from P2 to that map, made once a picture.
+        detail_stride: of that map; 2: what the backbone has at stride 2 is added to it.
         early_exit: a RoI ends at the stage where the longer side of its box has at most this many
             pixels a cell; 0: all go through all stages.
+        deep_supervision: weight in the mask loss, a mean, of the stages before the last, which
+            have logits of their own in training then; the last one's is 1. 0: none.
         mask_checkpoint: the mask head learns from a few RoIs at a time, keeps nothing of them for
             the gradient, and works it out again.
         mask_loss: a name of ``losses.MASK_LOSSES``; "boundary" is eq. 2.
@@ -81,8 +86,10 @@ def brefine(
 
     Raises:
         InputError: an unknown backbone, stages is not 1, 2 or 3, there are no dilations, widths
-            do not fit, or no convolution makes the detail map.
+            do not fit, no convolution makes the detail map, or there is none to have a stride.
     """
+    if detail_stride == 2 and not detail:
+        raise InputError("detail_stride is 2, but there is no map: set detail to its channels")
     loss = MASK_LOSSES[mask_loss]
     if mask_loss == "boundary":
         loss = partial(boundary_bce, weight=boundary_weight, ratio=boundary_ratio)
@@ -98,12 +105,19 @@ def brefine(
         norm=norm,
         widths=widths,
         detail=detail,
+        detail_stride=detail_stride,
         early_exit=early_exit,
+        deep_supervision=deep_supervision,
         checkpoint=mask_checkpoint,
         loss=loss,
         convention=CONVENTIONS[detector.convention],
         finest=detector.finest,
     )
+    branch = None
+    if detail:
+        raw = raw_channels(backbone) if detail_stride == 2 else 0
+        raw_norm = detector.fpn_norm  # the backbone's own maps need it here, too
+        branch = Detail(channels, detail, detail_convs, norm=norm, raw=raw, raw_norm=raw_norm)
     return TwoStage(
         num_classes,
         head,
@@ -111,7 +125,8 @@ def brefine(
         channels=channels,
         ranking=ranking,
         detector=detector,
-        branch=Detail(channels, detail, detail_convs, norm=norm) if detail else None,
+        branch=branch,
+        raw=detail_stride == 2,
     )
 
 
@@ -132,7 +147,9 @@ class FusionMaskHead(nn.Module):
         norm: Literal["none", "group"] = "none",
         widths: Sequence[int] | None = None,
         detail: int = 0,
+        detail_stride: int = 4,
         early_exit: float = 0.0,
+        deep_supervision: float = 0.0,
         checkpoint: bool = False,
         loss: Callable[[Tensor, Tensor], Tensor] = MASK_LOSSES["boundary"],
         convention: Convention = CONVENTIONS["detectron"],
@@ -153,6 +170,7 @@ class FusionMaskHead(nn.Module):
         self.num_levels = 4 if levels == "all" else 1
         self.criterion, self.convention, self.finest = loss, convention, finest
         self.shared, self.early_exit, self.checkpoint = bool(detail), early_exit, checkpoint
+        self.detail_stride, self.deep_supervision = detail_stride, deep_supervision
         self.main = nn.ModuleList(ConvReLU(channels, norm=norm) for _ in range(num_convs))
         before = [channels, *widths]
         self.narrow = nn.ModuleList(
@@ -170,7 +188,7 @@ class FusionMaskHead(nn.Module):
             for width in widths
         )
         # of the stages before the last
-        exits = widths[:-1] if early_exit else []
+        exits = widths[:-1] if early_exit or deep_supervision else []
         self.exits = nn.ModuleList(ClassLogits(width, num_classes) for width in exits)
         self.logits = ClassLogits(widths[-1], num_classes)
 
@@ -198,11 +216,12 @@ class FusionMaskHead(nn.Module):
         return torch.cat(large)[place]
 
     def _stages(
-        self, features: Sequence[Tensor], rois: Tensor, labels: Tensor
+        self, features: Sequence[Tensor], rois: Tensor, labels: Tensor, *, deep: bool = False
     ) -> list[tuple[Tensor, Tensor]]:
         """Which RoIs end at a stage, ``[n]``, and their logits ``[n, s, s]``, stage by stage.
 
-        Without early exits that is the last stage alone.
+        Without early exits that is the last stage alone. With ``deep`` it is all RoIs that get as
+        far as a stage.
         """
         strides = Backbone.strides
         n = self.num_levels
@@ -218,23 +237,26 @@ class FusionMaskHead(nn.Module):
             if stage:
                 x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
             side = self.sides[stage]
-            detail = roi.pool([shared], rois[here], side, strides[:1], self.convention)
+            detail = roi.pool([shared], rois[here], side, [self.detail_stride], self.convention)
             x = context(x + auxiliary(detail))
             if stage == last:
                 done.append((here, self.logits(x, labels[here])))
-            elif self.early_exit:
+            elif self.early_exit or deep:
                 logits = self.exits[stage]
-                stop = ends[here] == stage
                 # A graph's shapes must not depend on sizes of boxes: there all go all the way.
                 if torch.compiler.is_exporting():
                     done.append((here, logits(x, labels)))
                     continue
-                done.append((here[stop], logits(x[stop], labels[here[stop]])))
+                stop = ends[here] == stage
+                shown = torch.ones_like(stop) if deep else stop
+                done.append((here[shown], logits(x[shown], labels[here[shown]])))
                 x, here = x[~stop], here[~stop]
         return done
 
     def _ends(self, rois: Tensor) -> Tensor:
         """Stage ``[R]`` at which each RoI ends."""
+        if not self.early_exit:
+            return torch.full_like(rois[:, 0], len(self.sides) - 1, dtype=torch.int64)
         longer = (rois[:, 3:] - rois[:, 1:3]).amax(1)
         needs = [longer > side * self.early_exit for side in self.sides[:-1]]
         return sum(needs, torch.zeros_like(longer)).long()
@@ -247,20 +269,27 @@ class FusionMaskHead(nn.Module):
         truth: Truth,
         stage: int = 0,
     ) -> dict[str, Tensor]:
-        """Mask loss of each RoI at the stage where it ends, ``[R]``.
+        """Mask loss of each RoI, ``[R]``, at the stage where it ends; see ``deep_supervision``.
 
         On a CPU a few RoIs at a time are quicker than all at once. With ``checkpoint`` no more than
         what these few need is kept for the gradient.
         """
 
         def some(here: Tensor, *features: Tensor) -> Tensor:
-            parts = self._stages(features, rois[here], labels[here])
-            sides = self.sides if len(parts) > 1 else self.sides[-1:]
-            losses = [
-                self.criterion(logits, truth(side)[here[place]])
-                for side, (place, logits) in zip(sides, parts, strict=True)
-            ]
-            return torch.cat(losses)[torch.cat([place for place, _ in parts]).argsort()]
+            deep = self.deep_supervision
+            parts = self._stages(features, rois[here], labels[here], deep=deep > 0)
+            ends, stages = self._ends(rois[here]), range(len(self.sides))[-len(parts) :]
+            places, weights, losses = [], [], []
+            for stage, (place, logits) in zip(stages, parts, strict=True):
+                places.append(place)
+                losses.append(self.criterion(logits, truth(self.sides[stage])[here[place]]))
+                weights.append(torch.where(ends[place] == stage, 1.0, deep).to(losses[-1]))
+            where, weight, loss = (torch.cat(each) for each in (places, weights, losses))
+            total, whole = (
+                loss.new_zeros(len(here)).index_add(0, where, each)
+                for each in (weight * loss, weight)
+            )
+            return total / whole
 
         every = torch.arange(rois.shape[0], device=rois.device)
         grouped = self.checkpoint or rois.device.type == "cpu"
@@ -276,20 +305,45 @@ def _in_turn(layers: nn.ModuleList, x: Tensor) -> Tensor:
 
 
 class Detail(nn.Module):
-    """3x3 convolutions of P2 for the auxiliary lines of all RoIs: added to the pyramid."""
+    """3x3 convolutions of P2 for the auxiliary lines of all RoIs: added to the pyramid.
+
+    Args:
+        channels: of P2.
+        out: of the map.
+        count: convolutions.
+        norm: see `brefine`.
+        raw: channels of the backbone's own map at stride 2, which is added if there are any; the
+            convolutions after the first have this stride then.
+        raw_norm: of its convolution.
+
+    Raises:
+        InputError: there is no convolution.
+    """
 
     def __init__(
-        self, channels: int, out: int, count: int, *, norm: Literal["none", "group"]
+        self,
+        channels: int,
+        out: int,
+        count: int,
+        *,
+        norm: Literal["none", "group"],
+        raw: int = 0,
+        raw_norm: Literal["none", "group"] = "none",
     ) -> None:
         super().__init__()
         if count < 1:
             raise InputError(f"detail_convs must be 1 or more, not {count}")
         self.conv = ConvReLU(channels, out, norm=norm)
+        self.raw = ConvReLU(raw, out, norm=raw_norm) if raw else None
         self.more = nn.ModuleList(ConvReLU(out, norm=norm) for _ in range(count - 1))
 
-    def forward(self, pyramid: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """``[B, out, h, w]`` at P2's stride; the second has no use."""
-        detail: Tensor = _in_turn(self.more, self.conv(pyramid[0]))
+    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """``[B, out, h, w]`` at P2's stride or 2; the second has no use."""
+        x = self.conv(features[0])
+        if self.raw is not None:
+            x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+            x = x + self.raw(features[-1])
+        detail: Tensor = _in_turn(self.more, x)
         return detail, detail
 
     def loss(self, output: Tensor, targets: Sequence[Instances]) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from torchvision.ops.feature_pyramid_network import (
 from brefine.structures import Images, InputError
 
 GROUPS = 8  # of GroupNorm
+STRIDES = (4, 8, 16, 32)  # of what a pyramid is made of
 
 
 class Backbone(nn.Module):
@@ -39,9 +40,11 @@ class Backbone(nn.Module):
             backbone has there.
         top_relu: a ReLU between these two.
         upsample: how a level is enlarged to be added to the one below.
+        raw: what the backbone itself has at stride 2 comes after the levels.
 
     Attributes:
         strides: of the levels.
+        raw: channels of that map; 0 if it is not there.
 
     Raises:
         InputError: timm has no such model, or it lacks one of the strides, or it has no strides
@@ -64,6 +67,7 @@ class Backbone(nn.Module):
         top: Literal["pool", "p5", "c5"] = "pool",
         top_relu: bool = False,
         upsample: Literal["nearest", "bilinear"] = "nearest",
+        raw: bool = False,
     ) -> None:
         super().__init__()
         if fpn_norm == "group" and channels % GROUPS:
@@ -71,11 +75,14 @@ class Backbone(nn.Module):
                 f"channels is {channels}: give a multiple of {GROUPS} with fpn_norm: group"
             )
         self.name, self.norm = name, norm
-        self.body = _features(name)
+        self.body = _features(name, (2, *STRIDES) if raw else STRIDES)
         if stride_in_1x1:
             _move_strides(self.body, name)
         info = self.body.feature_info
-        widths = info.channels()
+        stages, widths = info.module_name(), info.channels()
+        self.raw = 0
+        if raw:
+            stages, (self.raw, *widths) = stages[1:], widths
         extra: ExtraFPNBlock = LastLevelMaxPool()
         if top != "pool":
             self.strides = (8, 16, 32, 64, 128)
@@ -93,10 +100,10 @@ class Backbone(nn.Module):
         std = config.std if config else timm.data.IMAGENET_DEFAULT_STD
         for key, value in (("mean", mean), ("std", std)):
             self.register_buffer(key, torch.tensor(value).reshape(3, 1, 1) * 255, persistent=False)
-        if frozen_stages > len(info):
-            raise InputError(f"frozen_stages is {frozen_stages}: {name} has {len(info)} stages")
+        if frozen_stages > len(stages):
+            raise InputError(f"frozen_stages is {frozen_stages}: {name} has {len(stages)} stages")
         if frozen_stages:
-            self._freeze(info.module_name()[frozen_stages - 1])
+            self._freeze(stages[frozen_stages - 1])
         self.train()
 
     def _freeze(self, last: str) -> None:
@@ -118,7 +125,10 @@ class Backbone(nn.Module):
         return self
 
     def forward(self, images: Images) -> list[Tensor]:
-        """Five pyramid levels ``[B, channels, H / s, W / s]`` for s in ``strides``."""
+        """Five pyramid levels ``[B, channels, H / s, W / s]`` for s in ``strides``.
+
+        Then ``[B, C, H / 2, W / 2]`` of the backbone, with ``raw``.
+        """
         height, width = images.pixels.shape[-2:]
         sizes = images.sizes[:, :, None, None]
         ys = torch.arange(height, device=sizes.device)[:, None] < sizes[:, 0]
@@ -130,9 +140,11 @@ class Backbone(nn.Module):
         if pixels.device.type == "cpu" and not torch.is_grad_enabled() and not exporting:
             # CPU kernels are quicker in this format, and RoIAlign reads it as a table of pixels.
             pixels = pixels.contiguous(memory_format=torch.channels_last)
-        features = self.body(pixels)[-len(self.fpn.inner_blocks) :]
+        found = self.body(pixels)
+        features = found[-len(self.fpn.inner_blocks) :]
         levels = self.fpn(OrderedDict((str(i), f) for i, f in enumerate(features)))
-        return list(cast("dict[str, Tensor]", levels).values())
+        raw = found[:1] if self.raw else []
+        return [*cast("dict[str, Tensor]", levels).values(), *raw]
 
 
 def _move_strides(body: nn.Module, name: str) -> None:
@@ -199,21 +211,31 @@ class Top(ExtraFPNBlock):  # type: ignore[misc]
         return [*results, p6, p7], [*names, "p6", "p7"]
 
 
-def _features(name: str) -> Any:
-    """The bare timm feature network with strides 4, 8, 16, 32 and random weights."""
+def raw_channels(name: str) -> int:
+    """Channels that a backbone has at stride 2.
+
+    Raises:
+        InputError: timm has no such model, or it has nothing there.
+    """
+    return int(_features(name, (2, *STRIDES)).feature_info.channels()[0])
+
+
+def _features(name: str, strides: tuple[int, ...]) -> Any:
+    """The bare timm feature network with these strides and random weights."""
     try:
         probe: Any = timm.create_model(name, features_only=True, pretrained=False)
     except RuntimeError as error:
         known = ", ".join(timm.list_models(f"*{name[:6]}*")[:5]) or "see timm.list_models()"
         raise InputError(f"no timm backbone {name!r} with features; similar: {known}") from error
     reductions = probe.feature_info.reduction()
-    missing = [s for s in (4, 8, 16, 32) if s not in reductions]
+    missing = [s for s in strides if s not in reductions]
     if missing:
+        *most, last = map(str, strides)
         raise InputError(
             f"backbone {name!r} has features at strides {reductions}, but {missing} is missing: "
-            "choose one with strides 4, 8, 16 and 32"
+            f"choose one with strides {', '.join(most)} and {last}"
         )
     indices = tuple(
-        max(i for i, reduction in enumerate(reductions) if reduction == s) for s in (4, 8, 16, 32)
+        max(i for i, reduction in enumerate(reductions) if reduction == s) for s in strides
     )
     return timm.create_model(name, features_only=True, pretrained=False, out_indices=indices)

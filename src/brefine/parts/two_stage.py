@@ -118,8 +118,8 @@ class MaskHead(Protocol):
 class Branch(Protocol):
     """A part beside the RPN that adds one map to the pyramid, for the heads to pool from."""
 
-    def __call__(self, pyramid: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """The map ``[B, C, h, w]``, and what its own loss is of."""
+    def __call__(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """The map ``[B, C, h, w]``, and what its own loss is of; see `Backbone` for features."""
         ...
 
     def loss(self, output: Tensor, targets: Sequence[Instances]) -> dict[str, Tensor]:
@@ -230,6 +230,7 @@ class TwoStage(nn.Module):
         detector: everything else.
         boxes: a box head, see ``Boxes``; None: the one of `box_head`.
         branch: see ``Branch``.
+        raw: the branch is given what the backbone has at stride 2, too.
     """
 
     box_head: Boxes
@@ -245,6 +246,7 @@ class TwoStage(nn.Module):
         detector: Detector,
         boxes: Boxes | None = None,
         branch: nn.Module | None = None,
+        raw: bool = False,
     ) -> None:
         super().__init__()
         self.num_classes, self.ranking, self.detector = num_classes, ranking, detector
@@ -257,6 +259,7 @@ class TwoStage(nn.Module):
             frozen_stages=detector.frozen_stages,
             fpn_norm=detector.fpn_norm,
             stride_in_1x1=detector.stride_in_1x1,
+            raw=raw,
         )
         self.rpn = RPN(
             channels,
@@ -281,14 +284,15 @@ class TwoStage(nn.Module):
             targets: boxes, labels and masks of each picture; none is legal.
         """
         features: Sequence[Tensor] = self.trunk(images)
-        proposed: tuple[list[Tensor], list[Tensor], list[Tensor]] = self.rpn(features)
+        pyramid = features[: len(Backbone.strides)]
+        proposed: tuple[list[Tensor], list[Tensor], list[Tensor]] = self.rpn(pyramid)
         rpn_named, rpn_box = self.rpn.loss(*proposed, targets)
         weight = self.detector.rpn_weight if self.ranking else 1.0
         named = self._balance(rpn_named, [{"rpn_box": rpn_box}], weight)
         if self.branch is not None:
             branch = cast(Branch, self.branch)
             more, output = branch(features)
-            features = [*features, more]
+            features = [*pyramid, more]
             named |= branch.loss(output, targets)
         proposals = self.rpn.propose(*proposed, images.sizes, training=True)
         rounds = self.box_head.rounds(features, proposals, targets)
@@ -325,7 +329,9 @@ class TwoStage(nn.Module):
     def features(self, images: Images) -> Sequence[Tensor]:
         """The pyramid and what the branch adds, to predict from it more than once."""
         features: Sequence[Tensor] = self.trunk(images)
-        return features if self.branch is None else [*features, self.branch(features)[0]]
+        if self.branch is None:
+            return features
+        return [*features[: len(Backbone.strides)], self.branch(features)[0]]
 
     def predict(
         self,
