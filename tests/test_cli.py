@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -493,6 +494,21 @@ def test_version_and_help_are_light() -> None:
     assert done.returncode == 0
     for command in ("train", "evaluate", "predict", "info", "demo", "toy"):
         assert command in done.stdout
+
+
+def test_sigterm_leaves_nothing_half_written(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "brefine", "toy", str(tmp_path / "set"), "--train", "9000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 60
+    while not any(tmp_path.rglob("*.png")):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    process.terminate()
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 143
+    assert said.splitlines()[-1] == "terminated"
+    assert "Traceback" not in said
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_a_command_there_is_help() -> None:

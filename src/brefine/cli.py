@@ -1,16 +1,19 @@
 """The command line: each command reads its arguments and calls one function.
 
 Figures go to stdout, everything else to stderr. Exit codes: 0 done, 2 wrong input (one line that
-starts with ``error:``), 130 interrupted, 75 stopped by a signal and saved. Heavy imports wait
-inside the commands, so that help and mistakes in arguments answer at once.
+starts with ``error:``), 130 interrupted, 143 terminated, 75 stopped by a signal and saved. Heavy
+imports wait inside the commands, so that help and mistakes in arguments answer at once.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -628,6 +631,35 @@ def _version(
         raise typer.Exit
 
 
+class _Terminated(BaseException):
+    """SIGTERM came."""
+
+
+@contextmanager
+def _unwinding() -> Iterator[None]:
+    """SIGTERM ends a command as Ctrl-C does, so that what is written aside goes away.
+
+    Training has handlers of its own, and processes that are forked go at once.
+    """
+    owner, usual = os.getpid(), signal.SIG_DFL
+
+    def stop(number: int, _: object) -> None:
+        if os.getpid() == owner:
+            raise _Terminated
+        signal.signal(number, usual)
+        os.kill(os.getpid(), number)
+
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGTERM) != usual:
+        yield
+        return
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, usual)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the entry point of ``brefine``.
 
@@ -638,7 +670,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     try:
-        code = app(arguments, prog_name="brefine", standalone_mode=False)
+        with _unwinding():
+            code = app(arguments, prog_name="brefine", standalone_mode=False)
         sys.stdout.flush()
         return code or 0
     except _UsageError as error:
@@ -651,6 +684,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
         return 130
+    except _Terminated:
+        print("terminated", file=sys.stderr)
+        return 143
     except BrokenPipeError:
         # The reader (head, less) has gone: nothing is wrong. Keep the exit from flushing again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
