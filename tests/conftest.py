@@ -20,6 +20,9 @@ from brefine.methods import create
 from brefine.recipe import Recipe
 
 torch.set_num_threads(1)
+# Once torch.export has been used, a first backward pass starts threads, and no forked process could
+# have one of its own afterwards. Started now, autograd needs none.
+torch.ones(1, requires_grad=True).backward()
 
 #: a model that a CPU runs in a moment
 TINY: dict[str, Any] = {
