@@ -39,6 +39,7 @@ from brefine.evaluate import mask_quality
 from brefine.files import replacing
 from brefine.methods import create
 from brefine.parts import roi
+from brefine.parts.backbone import Backbone
 from brefine.parts.inference import prepare
 from brefine.parts.two_stage import Truth, TwoStage
 from brefine.parts.winograd import quicken
@@ -258,7 +259,7 @@ def time_heads(rounds: int = 7) -> dict[str, float]:
                 levels = model.trunk(images)
                 start = time.process_time()
                 if model.branch is not None:
-                    levels = [*levels, model.branch(levels)[0]]
+                    levels = [*levels[: len(Backbone.strides)], model.branch(levels)[0]]
                 model.predict(images, given, features=levels)
                 if turn:
                     times[name].append((time.process_time() - start) * 1000)

@@ -87,7 +87,6 @@ CHANGES: dict[str, tuple[str, list[str]]] = {
     "group_norm": (_BREFINE, ["model.options.norm=group"]),
     "two_stages": (_BREFINE, ["model.options.stages=2"]),
     "deep": (_BREFINE, ["model.options.deep_supervision=0.5"]),
-    "stride_2": (_BREFINE, ["model.options.detail=64", "model.options.detail_stride=2"]),
     "mask_rois_48": (_BREFINE, [f"{_DETECTOR}.mask_rois=48"]),
     "copy_paste": (_BREFINE, ["data.copy_paste=0.5"]),
     "warm": (_BREFINE, ["model.weights={mask_rcnn}"]),
