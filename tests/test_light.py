@@ -164,11 +164,14 @@ def test_the_shared_map_may_have_stride_2():
     before = model.predict(images, given)[0].logits
     model.branch.raw.conv.weight.data *= -1
     assert not torch.allclose(before, model.predict(images, given)[0].logits)
-    # the backbone's own map is pooled where it is: moved by 2 pixels, so are its features
-    rows = torch.tensor([[0.0, 40, 32, 80, 72]])
-    there = model.mask_head(features, rows, torch.zeros(1).long())
-    moved = [*features[:5], features[5].roll(4, -1)]
-    assert not torch.allclose(there, model.mask_head(moved, rows, torch.zeros(1).long()))
+    # the map is read at its own stride: what is left of column 18, pixel 36, is not in the box
+    rows, label = torch.tensor([[0.0, 40, 32, 80, 72]]), torch.zeros(1).long()
+    there = model.mask_head(features, rows, label)
+    for first, same in ((0, True), (24, False)):
+        other = features[5].clone()
+        other[..., first : first + 18] += 1
+        found = model.mask_head([*features[:5], other], rows, label)
+        assert torch.allclose(found, there, rtol=1e-4, atol=1e-4) == same
 
 
 def test_a_stride_of_2_needs_a_map_and_a_backbone_that_has_it():
