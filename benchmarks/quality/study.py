@@ -91,10 +91,12 @@ CHANGES: dict[str, tuple[str, list[str]]] = {
     "copy_paste": (_BREFINE, ["data.copy_paste=0.5"]),
     "warm": (_BREFINE, ["model.weights={mask_rcnn}"]),
     "long": (_BREFINE, ["train.steps=1200"]),
+    "lite2": (_BREFINE, ["model.options.backbone=tf_efficientnet_lite2"]),
     "mask_rcnn_mask_rois_48": (_MASK_RCNN, [f"{_DETECTOR}.mask_rois=48"]),
     "mask_rcnn_copy_paste": (_MASK_RCNN, ["data.copy_paste=0.5"]),
     "mask_rcnn_warm": (_MASK_RCNN, ["model.weights={mask_rcnn}"]),
     "mask_rcnn_long": (_MASK_RCNN, ["train.steps=1200"]),
+    "mask_rcnn_lite2": (_MASK_RCNN, ["model.options.backbone=tf_efficientnet_lite2"]),
 }
 VARIANTS = MAIN | RATES | CHANGES
 

