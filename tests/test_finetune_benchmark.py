@@ -1,4 +1,4 @@
-"""benchmarks/quality/finetune.py: both variants, really run, tiny, and the table of both."""
+"""benchmarks/quality/finetune.py: three variants, really run, tiny, and their table."""
 
 import importlib
 import json
@@ -32,7 +32,7 @@ def benchmark_module(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     return module
 
 
-def test_both_variants_run_and_stand_in_the_table(
+def test_variants_run_and_stand_in_the_table(
     benchmark_module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "set"
@@ -40,6 +40,7 @@ def test_both_variants_run_and_stand_in_the_table(
     arguments = ["finetune.py", "--data", str(folder / "train.json"), "--counts", "6"]
     arguments += ["--test", str(folder / "val.json"), "--work", str(tmp_path / "work")]
     arguments += ["--results", str(tmp_path / "results")]
+    arguments += ["--only", "copy_paste", "preset", "defaults"]
     monkeypatch.setattr("sys.argv", arguments)
     benchmark_module.main()
     rows = benchmark_module.DOCS.read_text().splitlines()
@@ -48,11 +49,14 @@ def test_both_variants_run_and_stand_in_the_table(
     assert [row.split(" | ")[:3] for row in rows if row.startswith("| set")][1:] == [
         ["| set", "6", "defaults"],
         ["| set", "6", "preset"],
+        ["| set", "6", "preset, `data.copy_paste=0.5`"],
     ]
+    pasted = Recipe.load(tmp_path / "work/set-6-copy_paste-0/recipe.yaml")
+    assert pasted.data.copy_paste == 0.5
     found = json.loads((tmp_path / "results/set-6-preset-0.json").read_text())
     assert found["steps"] == 2
     assert found["test_pictures"] == 2
     times = [file.stat().st_mtime_ns for file in sorted((tmp_path / "results").iterdir())]
-    assert len(times) == 2
+    assert len(times) == 3
     benchmark_module.main()  # nothing is run again
     assert [f.stat().st_mtime_ns for f in sorted((tmp_path / "results").iterdir())] == times

@@ -1,14 +1,15 @@
 """The finetune preset against the plain defaults, on few pictures.
 
     python benchmarks/quality/finetune.py --data TRAIN.json --test TEST.json [--counts 20 60 200]
-        [--seeds 0] [--only preset|defaults] [--work FOLDER] [--table]
+        [--seeds 0] [--only VARIANT ...] [--work FOLDER] [--table]
 
 For each number of pictures and seed, that many are drawn from TRAIN.json. ``defaults`` is
 recipes/brefine_lite0.yaml as it is, on all of them; ``preset`` is what `brefine train --preset
-finetune` does with them, which holds some out by itself. Both are measured on TEST.json, which
-neither sees. One json a run goes to benchmarks/quality/results/finetune; runs that have one are
-skipped, and interrupted ones go on from their checkpoint. Then the table in docs/finetune.md is
-made anew from all jsons; --table does only that. One thread, of one class.
+finetune` does with them, which holds some out by itself; the other ``VARIANTS`` are the preset with
+something set by hand. All are measured on TEST.json, which none sees. One json a run goes to
+benchmarks/quality/results/finetune; runs that have one are skipped, and interrupted ones go on from
+their checkpoint. Then the table in docs/finetune.md is made anew from all jsons; --table does only
+that. One thread, of one class.
 """
 
 from __future__ import annotations
@@ -43,7 +44,14 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks/quality/results/finetune"
 DOCS = ROOT / "docs/finetune.md"
 MARKERS = "<!-- finetune: begin -->", "<!-- finetune: end -->"
-VARIANTS = ("defaults", "preset")
+#: what is set by hand in the preset; None is the recipe as it is
+VARIANTS: dict[str, list[str] | None] = {
+    "defaults": None,
+    "preset": [],
+    "copy_paste": ["data.copy_paste=0.5"],
+    "turned": ["data.rotate90=true", "data.flip_vertical=0.5"],
+    "lite2": ["model.options.backbone=tf_efficientnet_lite2"],
+}
 #: columns: title, key
 COLUMNS = {
     "mask AP": "mask/AP",
@@ -59,7 +67,7 @@ def main() -> None:
     parser.add_argument("--test", type=Path, help="COCO json to measure on")
     parser.add_argument("--counts", type=int, nargs="+", default=[20, 60, 200])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--only", choices=VARIANTS)
+    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--work", type=Path, default=Path("runs/finetune"))
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true")
@@ -70,7 +78,7 @@ def main() -> None:
             parser.error("give --data and --test, or --table")
         for seed in options.seeds:
             for pictures in options.counts:
-                for variant in [options.only] if options.only else VARIANTS:
+                for variant in options.only:
                     run(options, pictures, seed, variant)
     write_table([json.loads(path.read_text()) for path in sorted(options.results.glob("*.json"))])
 
@@ -92,8 +100,9 @@ def run(options: argparse.Namespace, pictures: int, seed: int, variant: str) -> 
     else:
         shutil.rmtree(out, ignore_errors=True)
         settings = [f"train.seed={seed}", "data.workers=0"]
-        if variant == "preset":
-            model = finetune(data, out, images=images, settings=settings)
+        by_hand = VARIANTS[variant]
+        if by_hand is not None:
+            model = finetune(data, out, images=images, settings=[*settings, *by_hand])
         else:
             recipe = Recipe.load(ROOT / "recipes/brefine_lite0.yaml")
             where = [f"data.train={data}", "data.val=null", f"data.images={images}"]
@@ -158,8 +167,9 @@ def write_table(results: Iterable[dict[str, Any]]) -> None:
         "| " + " | ".join(titles) + " |",
         "|---|---:|---|" + "---:|" * (len(titles) - 3),
     ]
-    for (name, pictures, variant), runs in sorted(groups.items()):
-        cells = [name, str(pictures), variant]
+    for (name, pictures, variant), runs in sorted(groups.items(), key=place):
+        by_hand = ", ".join(VARIANTS[variant] or [])
+        cells = [name, str(pictures), f"preset, `{by_hand}`" if by_hand else variant]
         cells += [
             f"{100 * mean(one['values'][key] for one in runs):.1f}" for key in COLUMNS.values()
         ]
@@ -175,6 +185,12 @@ def write_table(results: Iterable[dict[str, Any]]) -> None:
     with replacing(DOCS) as aside:
         aside.write_text(text, encoding="utf-8")
     print(table)
+
+
+def place(group: tuple[tuple[str, int, str], Any]) -> tuple[str, int, int]:
+    """Where a row stands: by set, pictures, and variant as they are listed."""
+    (name, pictures, variant), _ = group
+    return name, pictures, list(VARIANTS).index(variant)
 
 
 def mean(values: Iterable[float]) -> float:
