@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from brefine.methods import create
+from brefine.pretrained import from_mmdetection
 from brefine.structures import Bitmaps, Images, Instances
-from brefine.weights import from_mmdetection
 
 FOLDER = Path(__file__).parent / "golden" / "mmdet"
 SIZES = [(128, 160), (112, 150)]  # of the pictures inside the padding

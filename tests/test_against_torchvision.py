@@ -6,8 +6,8 @@ from torch import nn
 from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn
 
 from brefine.methods import create
+from brefine.pretrained import from_torchvision
 from brefine.structures import Bitmaps, Images, Instances
-from brefine.weights import from_torchvision
 
 CLASSES = 3
 # torchvision takes P6's stride from picture / cells, which is 64 only for multiples of 64

@@ -11,8 +11,8 @@ from brefine.methods import create
 from brefine.methods.solo import STRIDES
 from brefine.methods.yolact import match
 from brefine.parts.masks import paste_all, shrink
+from brefine.pretrained import from_mmdetection
 from brefine.structures import Bitmaps, Images, Instances
-from brefine.weights import from_mmdetection
 from mmdet_golden import DEEP, ORIGINAL, SHALLOW, SIZES, Fixed, Golden
 
 PADDED = (128, 160)

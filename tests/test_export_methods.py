@@ -8,7 +8,7 @@ import onnx
 import pytest
 import torch
 
-from brefine import weights
+from brefine import pretrained, weights
 from brefine.data.toy import CATEGORIES
 from brefine.export import export
 from brefine.methods import METHODS, create
@@ -61,7 +61,7 @@ def save(method: str, folder: Path) -> None:
     for path, layer in model.named_modules():
         if path.startswith("box_head") and path.endswith(".deltas"):
             layer.weight.data *= 100
-        elif path in weights.class_layers(model, "rows"):
+        elif path in pretrained.class_layers(model, "rows"):
             layer.weight.data *= 0.3 / layer.weight.std()
     weights.save(folder, model, recipe, CATEGORIES)
 

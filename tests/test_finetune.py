@@ -16,7 +16,7 @@ from PIL import Image, ImageFilter
 from safetensors.torch import load_file
 
 import brefine
-from brefine import cli, weights
+from brefine import cli, pretrained, weights
 from brefine.data.coco import CocoSet
 from brefine.data.toy import CATEGORIES, draw
 from brefine.finetune import (
@@ -529,7 +529,7 @@ def test_only_names_of_shipped_models_are_looked_up(box: Path) -> None:
 def test_training_may_start_from_a_shipped_model(box: Path) -> None:
     model = create("brefine", len(CATEGORIES), **tiny_recipe().model.options)
     assert isinstance(model, torch.nn.Module)
-    said = weights.start(model, "bugs", categories=CATEGORIES)
+    said = pretrained.start(model, "bugs", categories=CATEGORIES)
     state = model.state_dict()
     assert f"{len(state)} of {len(state)} tensors re-used" in said
 

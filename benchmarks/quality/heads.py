@@ -31,7 +31,7 @@ import torch
 from study import source
 from torch import Tensor, nn
 
-from brefine import weights
+from brefine import pretrained
 from brefine.data import toy
 from brefine.data.loader import Batch, TrainSet
 from brefine.data.read import read
@@ -180,7 +180,7 @@ def learn(
     train, val = (read(folder / f"{split}.json", folder / "images") for split in ("train", "val"))
     torch.manual_seed(seed)
     model = quicken(build(head, len(train.categories)))
-    weights.start(model, "imagenet")
+    pretrained.start(model, "imagenet")
     learnt = [*model.trunk.parameters(), *model.mask_head.parameters()]
     if model.branch is not None:
         learnt += model.branch.parameters()

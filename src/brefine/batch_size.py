@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Sampler
 
-from brefine import weights
+from brefine import pretrained
 from brefine.data.augment import Transform
 from brefine.data.coco import CocoSet
 from brefine.data.loader import Batch, train_loader
@@ -174,7 +174,7 @@ class Steps:
         shape: height and width of the last batch, with padding, and objects in it.
 
     Raises:
-        InputError: as ``train_loader``, ``weights.start`` and ``train.freeze``.
+        InputError: as ``train_loader``, ``pretrained.start`` and ``train.freeze``.
     """
 
     def __init__(
@@ -192,7 +192,7 @@ class Steps:
         self.items: list[Batch] = []
         model = create(recipe.model.method, len(dataset.categories), **recipe.model.options)
         assert isinstance(model, nn.Module)
-        weights.start(model, recipe.model.weights, categories=dataset.categories)
+        pretrained.start(model, recipe.model.weights, categories=dataset.categories)
         freeze(model, recipe.train.freeze)
         self.model: Any = quicken(model).to(device).train()  # as it will learn
         self.targets: list[Instances] = []

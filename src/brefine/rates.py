@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from brefine import batch_size, weights
+from brefine import batch_size, pretrained
 from brefine.data.loader import train_loader
 from brefine.data.read import read
 from brefine.losses import total
@@ -66,7 +66,7 @@ def find_rate(recipe: Recipe, *, low: float = 1e-6, high: float = 1.0, steps: in
     loader = train_loader(dataset, recipe.data, batch_size=size, seed=seed)
     model = create(recipe.model.method, len(dataset.categories), **recipe.model.options)
     assert isinstance(model, nn.Module)
-    weights.start(model, recipe.model.weights, categories=dataset.categories)
+    pretrained.start(model, recipe.model.weights, categories=dataset.categories)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device).train()
     learner = Learner(model, recipe.train, steps=steps, epoch=len(loader), devices=1)

@@ -31,7 +31,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
-from brefine import processes, weights
+from brefine import pretrained, processes, weights
 from brefine.checkpoints import FOLDER as CHECKPOINTS
 from brefine.checkpoints import (
     Checkpoints,
@@ -156,7 +156,7 @@ def train(
     model = create(recipe.model.method, len(dataset.categories), **recipe.model.options)
     assert isinstance(model, nn.Module)
     start = "none" if found else recipe.model.weights  # a checkpoint has all
-    reused = weights.start(model, start, categories=dataset.categories)
+    reused = pretrained.start(model, start, categories=dataset.categories)
 
     epoch = math.ceil(len(loader) / recipe.train.accumulate)  # steps
     steps = recipe.train.steps or math.ceil((recipe.train.epochs or 0) * epoch)

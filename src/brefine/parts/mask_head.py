@@ -19,7 +19,7 @@ class ClassLogits(nn.Conv2d):
     With 80 classes at 56x56 that is 1/80 of the work and memory; the result is the same.
     """
 
-    class_rows: ClassVar[dict[str, int]] = {"": 1}  # see ``weights.class_layers``
+    class_rows: ClassVar[dict[str, int]] = {"": 1}  # see ``pretrained.class_layers``
 
     def __init__(self, channels: int, num_classes: int) -> None:
         super().__init__(channels, num_classes, 1)

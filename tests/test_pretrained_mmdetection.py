@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from brefine import weights
+from brefine import pretrained
 from brefine.methods import create
 from brefine.structures import Category, InputError
 from conftest import TINY
@@ -61,7 +61,7 @@ def test_resnet_and_every_part_have_a_name_there() -> None:
                 "neck.fpn_convs.3.conv.bias", "roi_head.bbox_head.shared_fcs.1.weight",
                 "roi_head.mask_head.upsample.weight"):  # fmt: skip
         assert key in state
-    renamed = weights.from_mmdetection(state, model)
+    renamed = pretrained.from_mmdetection(state, model)
     own = model.state_dict()
     assert renamed.keys() == own.keys()
     assert all(renamed[key] is state_value for key, state_value in zip(own, state.values(),
@@ -99,7 +99,7 @@ def test_a_checkpoint_of_its_training_matches_classes_by_name(
         del sys.modules[name]
     model = build(2)
     before = model.state_dict()["mask_head.logits.weight"].clone()
-    report = weights.start(model, path, categories=[Category(7, "Tree"), Category(8, "car")])
+    report = pretrained.start(model, path, categories=[Category(7, "Tree"), Category(8, "car")])
     assert "classes: 1 of 2 re-used by name; at random: car" in report
     assert "warning" not in report  # numerical rules are the same
     state, expected = model.state_dict(), source.state_dict()
@@ -116,7 +116,7 @@ def test_eighty_classes_without_names_are_coco_s(tmp_path: Path) -> None:
     source = build(80)
     torch.save(theirs(source), tmp_path / "coco.pth")
     model = build(1)
-    weights.start(model, tmp_path / "coco.pth", categories=[Category(1, "toothbrush")])
+    pretrained.start(model, tmp_path / "coco.pth", categories=[Category(1, "toothbrush")])
     expected = source.state_dict()["mask_head.logits.weight"][79:]
     assert torch.equal(model.state_dict()["mask_head.logits.weight"], expected)
 
@@ -130,7 +130,7 @@ def test_nothing_in_a_checkpoint_is_run(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": theirs(build()), "message_hub": Bomb()}, "bomb.pth")
     with pytest.raises(InputError, match="never loaded"):
-        weights.start(build(), "bomb.pth")
+        pretrained.start(build(), "bomb.pth")
     assert not Path("bomb-went-off").exists()
 
 
@@ -139,7 +139,7 @@ def test_other_state_dicts_are_told_apart(tmp_path: Path) -> None:
     del state["roi_head.bbox_head.fc_cls.bias"]
     torch.save(state, tmp_path / "headless.pth")
     with pytest.raises(InputError, match=r"headless.pth: nothing in it for box_head.classes"):
-        weights.start(build(), tmp_path / "headless.pth")
+        pretrained.start(build(), tmp_path / "headless.pth")
 
 
 def caffe_model(**detector: Any) -> nn.Module:
@@ -153,7 +153,7 @@ def test_a_resnet_of_caffe_s_sees_what_it_saw_there(tmp_path: Path) -> None:
     meta = {"cfg": "backbone=dict(depth=50, norm_eval=True,\n style='caffe', type='ResNet')"}
     torch.save({"meta": meta, "state_dict": state}, tmp_path / "model.pth")
     model: Any = caffe_model(stride_in_1x1=True)
-    weights.start(model, tmp_path / "model.pth")
+    pretrained.start(model, tmp_path / "model.pth")
     pixels = torch.rand(1, 3, 64, 64) * 255
     # BGR, the mean taken away, not scaled
     mean = torch.tensor([103.53, 116.28, 123.675])[:, None, None]
@@ -169,7 +169,7 @@ def test_a_resnet_of_caffe_s_sees_what_it_saw_there(tmp_path: Path) -> None:
 def test_a_resnet_of_caffe_s_needs_its_strides(tmp_path: Path) -> None:
     torch.save(theirs(caffe_model()), tmp_path / "point-rend_r50-caffe_fpn.pth")
     with pytest.raises(InputError, match=r"stride_in_1x1=true"):
-        weights.start(caffe_model(), tmp_path / "point-rend_r50-caffe_fpn.pth")
+        pretrained.start(caffe_model(), tmp_path / "point-rend_r50-caffe_fpn.pth")
     with pytest.raises(InputError, match="no bottlenecks with strides"):
         build(detector={**TINY["detector"], "stride_in_1x1": True})
 

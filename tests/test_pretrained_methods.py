@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from brefine import weights
+from brefine import pretrained, weights
 from brefine.data.toy import CATEGORIES
 from brefine.methods import METHODS, create
 from brefine.structures import Category, Images
 from brefine.train import train
 from conftest import TINY, tiny_recipe
 
-#: test_weights.py and test_train.py look at these
+#: test_pretrained.py and test_train.py look at these
 ELSEWHERE = {"mask_rcnn", "brefine"}
 #: with a trunk, an RPN and heads
 TWO_STAGE = [
@@ -26,7 +26,7 @@ TWO_STAGE = [
 def build(method: str, num_classes: int) -> nn.Module:
     model = create(method, num_classes, **TINY)
     assert isinstance(model, nn.Module)
-    for path in weights.class_layers(model, "rows"):
+    for path in pretrained.class_layers(model, "rows"):
         # what starts at 0 would hide what is lost
         bias: Any = model.get_submodule(path).bias
         bias.data.normal_(std=0.1)
@@ -51,7 +51,7 @@ def test_a_folder_gives_the_same_predictions_and_starts(method: str, tmp_path: P
     assert torch.equal(one.scores, other.scores)
     assert torch.equal(one.logits, other.logits)
     fresh = build(method, 3)
-    report = weights.start(fresh, tmp_path / "model", categories=categories)
+    report = pretrained.start(fresh, tmp_path / "model", categories=categories)
     assert "not re-used" not in report
     state = fresh.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
@@ -63,13 +63,13 @@ def test_rows_follow_the_names_of_classes(method: str, tmp_path: Path) -> None:
     save(tmp_path / "model", method, source, "abc")
     model = build(method, 2)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    report = weights.start(
+    report = pretrained.start(
         model, tmp_path / "model", categories=[Category(0, "c"), Category(1, "new")]
     )
     assert "classes: 1 of 2 re-used by name; at random: new" in report
     assert "not re-used" not in report
     state, theirs = model.state_dict(), source.state_dict()
-    rows, columns = (weights.class_layers(model, kind) for kind in ("rows", "columns"))
+    rows, columns = (pretrained.class_layers(model, kind) for kind in ("rows", "columns"))
     assert len(rows) >= 3
     for layer, count in rows.items():
         key = f"{layer}.bias"
@@ -87,7 +87,7 @@ def test_mask_rcnn_hands_on_what_is_alike(method: str, tmp_path: Path) -> None:
     source = build("mask_rcnn", 3)
     categories = save(tmp_path / "model", "mask_rcnn", source, "abc")
     model = build(method, 3)
-    weights.start(model, tmp_path / "model", categories=categories)
+    pretrained.start(model, tmp_path / "model", categories=categories)
     state, theirs = model.state_dict(), source.state_dict()
     # layers that fit as a whole
     layers = {key.rpartition(".")[0] for key in state.keys() & theirs.keys()}

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from brefine import weights
+from brefine import pretrained, weights
 from brefine.methods import create
 from brefine.recipe import Recipe
 from brefine.structures import Category, Images
@@ -66,7 +66,7 @@ def build(name: str, num_classes: int, **options: Any) -> nn.Module:
     about = recipe(name).model
     model = create(about.method, num_classes, **{**about.options, **options})
     assert isinstance(model, nn.Module)
-    for path in weights.class_layers(model, "rows"):
+    for path in pretrained.class_layers(model, "rows"):
         bias: Any = model.get_submodule(path).bias
         bias.data.normal_(std=0.1)  # what starts at one value would hide what is lost
     return model
@@ -102,7 +102,7 @@ def test_rows_follow_the_names_of_classes(name: str, tmp_path: Path) -> None:
     model = build(name, 2)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     asked = [Category(0, "c"), Category(1, "new")]
-    report = weights.start(model, tmp_path / "model", categories=asked)
+    report = pretrained.start(model, tmp_path / "model", categories=asked)
     assert "classes: 1 of 2 re-used by name; at random: new" in report
     assert "not re-used" not in report
     check_rows(model, before, source)
@@ -111,7 +111,7 @@ def test_rows_follow_the_names_of_classes(name: str, tmp_path: Path) -> None:
 def check_rows(model: nn.Module, before: dict[str, Tensor], source: nn.Module) -> None:
     """Class 0 of two is class 2 of three; class 1 stayed."""
     state, old = model.state_dict(), source.state_dict()
-    rows = weights.class_layers(model, "rows")
+    rows = pretrained.class_layers(model, "rows")
     assert rows
     for layer, count in rows.items():
         for end in ("weight", "bias"):
@@ -132,7 +132,7 @@ def test_a_checkpoint_of_mmdetection_is_read_by_names(name: str, tmp_path: Path)
     model = build(name, 2)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     asked = [Category(0, "c"), Category(1, "new")]
-    report = weights.start(model, tmp_path / "epoch_12.pth", categories=asked)
+    report = pretrained.start(model, tmp_path / "epoch_12.pth", categories=asked)
     assert "not re-used" not in report
     assert "without a place" not in report
     check_rows(model, before, source)
@@ -143,7 +143,7 @@ def test_softmax_rows_of_three_anchors_become_log_odds(tmp_path: Path) -> None:
     table = [Category(i, letter) for i, letter in enumerate("abc")]
     weights.save(tmp_path / "model", source, recipe("yolact"), table)
     model = build("yolact", 3, ranking=True)
-    weights.start(model, tmp_path / "model", categories=table)
+    pretrained.start(model, tmp_path / "model", categories=table)
     bias = source.state_dict()["box_head.classes.bias"].view(4, 3)
     assert torch.equal(model.state_dict()["box_head.classes.bias"].view(3, 3), bias[:3] - bias[3])
 
