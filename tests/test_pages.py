@@ -61,6 +61,18 @@ def test_table_of_the_preset(script: Any, tmp_path: Path, monkeypatch: pytest.Mo
     assert copy.read_text(encoding="utf-8") == page("finetune.md")
 
 
+def test_methods_changed_alike_stand_side_by_side(script: Any) -> None:
+    table = script("table")
+    results = table.load(ROOT / "benchmarks/quality/results/small")
+    both = [
+        results[table.Cell("toy", f"{method}_lr_double", 0)]["values"]["mask/AP"]
+        for method in ("brefine", "mask_rcnn")
+    ]
+    (row,) = [r for r in table.changed_alike(results, "toy").splitlines() if "lr=0.002" in r]
+    assert row.startswith(f"| train.lr=0.002 | 1 | {100 * (both[0] - both[1]):+.1f} |")
+    assert not table.changed_alike(results, "nuclei_fine")  # nothing was changed in both
+
+
 def test_the_study_in_the_readme(script: Any) -> None:
     """Rows such as ``| nuclei (BBBC038) | BRefine, 3 | 49.7 | ... |``."""
     table = script("table")

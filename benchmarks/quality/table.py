@@ -98,6 +98,8 @@ def tables(results: Results) -> str:
             parts.append(
                 f"One change at a time, difference to the method it is made in:\n\n{changes}"
             )
+        if both := changed_alike(results, name):
+            parts.append(f"BRefine minus Mask R-CNN, both with the same change:\n\n{both}")
     return "\n\n".join(parts)
 
 
@@ -157,6 +159,23 @@ def difference_table(results: Results, name: str, variants: Sequence[str]) -> st
     return markdown(["", "seeds", *(COLUMNS[key] for key in KEYS)], rows) if rows else ""
 
 
+def changed_alike(results: Results, name: str) -> str:
+    """BRefine minus Mask R-CNN where one thing was changed in both; empty without any."""
+    ours = {tuple(v[1]): key for key, v in (RATES | CHANGES).items() if base_of(key) == "brefine"}
+    rows = []
+    for variant, (_, settings) in (RATES | CHANGES).items():
+        if base_of(variant) == "mask_rcnn" and tuple(settings) in ours:
+            same = ours[tuple(settings)]
+            pairs = [
+                subtract(figures_of(one, KEYS), figures_of(results[other], KEYS))
+                for cell, one in results.items()
+                if cell[:2] == (name, same) and (other := cell._replace(variant=variant)) in results
+            ]
+            if pairs:
+                rows.append([in_words(settings), str(len(pairs)), *summary(pairs, signed=True)])
+    return markdown(["", "seeds", *(COLUMNS[key] for key in KEYS)], rows) if rows else ""
+
+
 def base_of(variant: str) -> str:
     """The variant that one is compared with."""
     of_brefine = VARIANTS[variant][0] == MAIN["brefine"][0]
@@ -165,9 +184,13 @@ def base_of(variant: str) -> str:
 
 def changed(variant: str) -> str:
     """What a variant changes, in which method."""
-    settings = ", ".join(each.rpartition("model.options.")[2] for each in VARIANTS[variant][1])
-    settings = settings.replace("{mask_rcnn}", "the trained Mask R-CNN")
-    return f"{TITLES[base_of(variant)]} with {settings}"
+    return f"{TITLES[base_of(variant)]} with {in_words(VARIANTS[variant][1])}"
+
+
+def in_words(settings: Sequence[str]) -> str:
+    """Settings without what they all begin with."""
+    text = ", ".join(each.rpartition("model.options.")[2] for each in settings)
+    return text.replace("{mask_rcnn}", "the trained Mask R-CNN")
 
 
 def summary(found: Sequence[Mapping[str, float | None]], *, signed: bool = False) -> list[str]:
