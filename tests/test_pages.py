@@ -80,7 +80,9 @@ def test_the_study_in_the_readme(script: Any) -> None:
     variants = {"Mask R-CNN": "mask_rcnn", "BRefine": "brefine"}
     keys = ["mask/AP", "boundary/AP", "box/AP", "given_boxes/mask_iou", "given_boxes/boundary_iou"]
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (nuclei|toy|person|object)\b[^|]*\| ([\w -]+), (\d+) \|(.*)\|$", text, re.MULTILINE)
+    rows = re.findall(
+        r"^\| (nuclei|toy|person|object)\b[^|]*\| ([\w -]+), (\d+) \|(.*)\|$", text, re.MULTILINE
+    )
     assert len(rows) == 8
     for name, title, seeds, figures in rows:
         runs = [
