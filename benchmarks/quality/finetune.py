@@ -51,6 +51,7 @@ VARIANTS: dict[str, list[str] | None] = {
     "copy_paste": ["data.copy_paste=0.5"],
     "turned": ["data.rotate90=true", "data.flip_vertical=0.5"],
     "lite2": ["model.options.backbone=tf_efficientnet_lite2"],
+    "two_stages": ["model.options.stages=2"],
 }
 #: columns: title, key
 COLUMNS = {
