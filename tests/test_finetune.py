@@ -121,7 +121,7 @@ def test_choices_are_bounded(values: dict[str, Any], gpu: bool) -> None:
     assert 64 <= sides[-1] <= LONGEST[gpu]
     assert all(side % 32 == 0 and sides[-1] / 2 <= side <= 1.5 * sides[-1] for side in sides)
     assert max(sides) <= found["data.long_side"] <= 2 * max(LONGEST[gpu], *sides)
-    assert found["model.options.stages"] in (1, 2, 3)
+    assert found["model.options.stages"] in (2, 3)
     assert found["model.options.detector.anchor_scale"] in (2, 4, 8)
     assert 100 <= found["model.options.detector.detections"] <= 500
     learnt = values["pictures"] - held_out(values["pictures"])
@@ -187,6 +187,8 @@ def test_small_and_large_objects_of_pictures_of_one_size() -> None:
     assert nuclei["model.options.stages"] == 2
     assert nuclei["model.options.detector.anchor_scale"] == 4
     assert nuclei["model.options.detector.detections"] == 400
+    # 2 pixels a cell at the most, and no fewer than 28 cells
+    assert chosen(figures_of(short=256, size=4, spread=1.2))["model.options.stages"] == 2
     fruits = chosen(figures_of(short=448, size=120, spread=1.5))
     assert fruits["data.short_side"][-1] == 448
     assert "data.crop" not in fruits

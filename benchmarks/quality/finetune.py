@@ -44,6 +44,7 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks/quality/results/finetune"
 DOCS = ROOT / "docs/finetune.md"
 MARKERS = "<!-- finetune: begin -->", "<!-- finetune: end -->"
+ONE_STAGE = "model.options.stages=1"  # what the preset once chose for objects as small as nuclei
 #: what is set by hand in the preset; None is the recipe as it is
 VARIANTS: dict[str, list[str] | None] = {
     "defaults": None,
@@ -51,7 +52,9 @@ VARIANTS: dict[str, list[str] | None] = {
     "copy_paste": ["data.copy_paste=0.5"],
     "turned": ["data.rotate90=true", "data.flip_vertical=0.5"],
     "lite2": ["model.options.backbone=tf_efficientnet_lite2"],
-    "two_stages": ["model.options.stages=2"],
+    "one_stage": [ONE_STAGE],
+    "one_stage_copy_paste": [ONE_STAGE, "data.copy_paste=0.5"],
+    "one_stage_lite2": [ONE_STAGE, "model.options.backbone=tf_efficientnet_lite2"],
 }
 #: columns: title, key
 COLUMNS = {

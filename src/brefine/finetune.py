@@ -37,7 +37,7 @@ SPLIT, REPORT = PREPARED  # what this module leaves in a run folder
 SMALL, LARGE = 28, 224  # a quarter of the objects may be below: 7 and 56 cells of the features
 GROWTH = 2.0  # most by which pictures are enlarged: there is no more to see
 LONGEST = {False: 512, True: 800}  # short side without and with a GPU
-CELL = 2  # pixels that a cell of the mask may cover
+CELL = 2  # pixels that a cell of a 28 x 28 mask may cover
 CROP = 320
 STEP = 32  # that sides are multiples of
 
@@ -228,7 +228,8 @@ def choose(
     crop = CROP if 4 * side >= 5 * CROP and 3 * big <= CROP else None
     crop = said.get("data.crop", crop)
 
-    stages = own("model.options.stages", 1 + sum(typical > CELL * cells for cells in (14, 28)))
+    # not 1, whose masks nothing refines, however small objects are
+    stages = own("model.options.stages", 3 if typical > CELL * 28 else 2)
     anchor = 2.0 ** min(3, max(1, round(math.log2(small / STRIDE))))
     anchor = own("model.options.detector.anchor_scale", anchor)
     most = math.ceil(1.25 * figures["objects_a_picture"]["max"] / 50) * 50
