@@ -21,7 +21,7 @@ def heads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     monkeypatch.setattr(
         module.toy, "draw", lambda place, **_: draw(place, train=3, val=2, seed=0, size=(64, 96))
     )
-    monkeypatch.setattr(module.weights, "start", lambda *_: None)
+    monkeypatch.setattr(module.pretrained, "start", lambda *_: None)
     base = {"backbone": "lcnet_035", "channels": 16, "detector": {"box_hidden": 32}}
     monkeypatch.setattr(module, "BASE", base)
     monkeypatch.setattr(module, "ROOT", tmp_path)
