@@ -51,6 +51,15 @@ def test_variants_run_and_stand_in_the_table(
         ["| set", "6", "preset"],
         ["| set", "6", "preset, `data.copy_paste=0.5`"],
     ]
+    cells = {row.split(" | ")[2]: row.split(" | ") for row in rows if row.startswith("| set")}
+    stored = {
+        name: json.loads((tmp_path / f"results/set-6-{name}-0.json").read_text())["values"]
+        for name in ("defaults", "preset")
+    }
+    at = cells[""].index("mask AP to the preset's")
+    points = 100 * (stored["defaults"]["mask/AP"] - stored["preset"]["mask/AP"])
+    assert cells["defaults"][at] == f"{points:+.1f}"
+    assert cells["preset"][at] == "-"
     pasted = Recipe.load(tmp_path / "work/set-6-copy_paste-0/recipe.yaml")
     assert pasted.data.copy_paste == 0.5
     found = json.loads((tmp_path / "results/set-6-preset-0.json").read_text())

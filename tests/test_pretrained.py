@@ -272,6 +272,19 @@ def test_imagenet_offline_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("size", [0, 1, 2])
+def test_a_missing_package_is_named(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(backbone=f"tf_efficientnet_lite{size}")
+
+    def absent(name: str) -> None:
+        raise ConnectionError(name) if name.startswith("tf_") else ImportError(name)
+
+    monkeypatch.setattr(pretrained, "import_module", absent)
+    monkeypatch.setattr(pretrained.timm, "create_model", lambda name, **_: absent(name))
+    with pytest.raises(InputError, match=r"install brefine\[pretrained\]"):
+        pretrained.start(model, "imagenet")
+
+
 def test_none_changes_nothing() -> None:
     model = build()
     before = {key: value.clone() for key, value in model.state_dict().items()}

@@ -6,10 +6,10 @@
 For each number of pictures and seed, that many are drawn from TRAIN.json. ``defaults`` is
 recipes/brefine_lite0.yaml as it is, on all of them; ``preset`` is what `brefine train --preset
 finetune` does with them, which holds some out by itself; the other ``VARIANTS`` are the preset with
-something set by hand. All are measured on TEST.json, which none sees. One json a run goes to
-benchmarks/quality/results/finetune; runs that have one are skipped, and interrupted ones go on from
-their checkpoint. Then the table in docs/finetune.md is made anew from all jsons; --table does only
-that. One thread, of one class.
+something set by hand, and run when --only names them. All are measured on TEST.json, which none
+sees. One json a run goes to benchmarks/quality/results/finetune; runs that have one are skipped,
+and interrupted ones go on from their checkpoint. Then the table in docs/finetune.md is made anew
+from all jsons; --table does only that. One thread, of one class.
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ COLUMNS = {
     "boundary AP": "boundary/AP",
     "F1 as delivered": "F1",
 }
+#: and points more than the preset has on the same pictures, with the same seeds
+AGAINST = {"mask AP to the preset's": "mask/AP", "boundary AP to the preset's": "boundary/AP"}
 
 
 def main() -> None:
@@ -71,7 +73,7 @@ def main() -> None:
     parser.add_argument("--test", type=Path, help="COCO json to measure on")
     parser.add_argument("--counts", type=int, nargs="+", default=[20, 60, 200])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=["defaults", "preset"])
     parser.add_argument("--work", type=Path, default=Path("runs/finetune"))
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true")
@@ -165,8 +167,10 @@ def write_table(results: Iterable[dict[str, Any]]) -> None:
     """Means over seeds, into the documentation."""
     groups: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
     for found in results:
+        if found["variant"] not in VARIANTS:
+            continue  # of another version of this script
         groups.setdefault((found["set"], found["pictures"], found["variant"]), []).append(found)
-    titles = ["set", "pictures", "", *COLUMNS, "steps", "CPU minutes", "seeds"]
+    titles = ["set", "pictures", "", *COLUMNS, *AGAINST, "steps", "CPU minutes", "seeds"]
     lines = [
         "| " + " | ".join(titles) + " |",
         "|---|---:|---|" + "---:|" * (len(titles) - 3),
@@ -177,6 +181,11 @@ def write_table(results: Iterable[dict[str, Any]]) -> None:
         cells += [
             f"{100 * mean(one['values'][key] for one in runs):.1f}" for key in COLUMNS.values()
         ]
+        preset = {one["seed"]: one for one in groups.get((name, pictures, "preset"), [])}
+        pairs = [(one, preset[one["seed"]]) for one in runs if one["seed"] in preset]
+        for key in AGAINST.values():
+            points = [100 * (one["values"][key] - other["values"][key]) for one, other in pairs]
+            cells.append(f"{mean(points):+.1f}" if points and variant != "preset" else "-")
         minutes = [s / 60 for one in runs if (s := one["training_cpu_seconds"]) is not None]
         cells.append(f"{mean(one['steps'] for one in runs):.0f}")
         cells += [f"{mean(minutes):.0f}" if minutes else "-", str(len(runs))]

@@ -279,14 +279,15 @@ def _can_run(cell: Cell, sources: dict[str, Path]) -> bool:
 
 
 def describe_commit() -> str:
-    """Of the code that runs, marked if it was changed since."""
-    found = subprocess.run(
-        ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--abbrev=12"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return found.stdout.strip() or "unknown"
+    """Of the code that runs, marked if it was changed since; pages and results are no code."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(HERE.parents[1]), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+    code = ["src", "recipes", ":(glob)benchmarks/**/*.py"]
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", *code)
+    return (git("rev-parse", "--short=12", "HEAD") or "unknown") + ("-dirty" if changed else "")
 
 
 if __name__ == "__main__":
