@@ -66,7 +66,15 @@ OPTIONS: dict[str, Any] = {
         "frozen_stages": 0,
     },
 }
-SMALL = {"brefine": {"stages": 2, "num_convs": 1, "dilations": [1, 2]}, "mask_rcnn": {}}
+SMALL: dict[str, dict[str, Any]] = {
+    "brefine": {
+        "stages": 2,
+        "num_convs": 1,
+        "dilations": [1, 2],
+        "detector": {**OPTIONS["detector"], "rpn_delta_weights": [2, 2, 1, 1]},
+    },
+    "mask_rcnn": {},
+}
 CALIBRATION = Calibration((0.0, 0.3, 1.0), (0.0, 0.6, 1.0))
 
 

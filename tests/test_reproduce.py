@@ -22,6 +22,7 @@ from brefine.checkpoints import Checkpoints
 from brefine.data import toy
 from brefine.data.read import read
 from brefine.methods import METHODS, create
+from brefine.parts.two_stage import Detector
 from brefine.recipe import Recipe
 from brefine.reproduce import SMALL, TABLES, Row, Table, locate, plot, shrink, subtract
 from brefine.structures import InputError
@@ -242,6 +243,13 @@ def test_an_interrupted_row_goes_on_from_its_checkpoint(pictures, tmp_path, monk
     assert any((tmp_path / "runs/row/checkpoints").iterdir())
     other = recipe.with_settings(["train.lr=0.5"])
     assert reproduce.run("row", recipe, **places)["resumed"]
+    stored = json.loads((tmp_path / "results/row.json").read_text())
+    del stored["recipe"]["model"]["options"]["detector"]["rpn_low_quality"]  # an older version's
+    (tmp_path / "results/row.json").write_text(json.dumps(stored))
+    assert reproduce.run("row", recipe, **places) == stored
+    raised = recipe.with_settings(["model.options.detector.rpn_low_quality=0.1"])
+    with pytest.raises(InputError, match=r"rpn_low_quality was 0.0 and is 0.1"):
+        reproduce.run("row", raised, **places)
     (tmp_path / "results/row.json").unlink()
     before = sorted((tmp_path / "runs/row").rglob("*"))
     with pytest.raises(InputError, match=r"row: of other settings: train.lr was 0.001 and is 0.5"):
@@ -319,7 +327,9 @@ def test_rows_stay_apart_at_small_scale(name):
     assert small.model.method == recipe.model.method in METHODS
     assert (small.data.images, small.data.val_images) == (None, None)
     for key, value in recipe.model.options.get("detector", {}).items():
-        if key not in SMALL["detector"]:
+        if key in reproduce.FULL:
+            assert small.model.options["detector"][key] == getattr(Detector(), key)
+        elif key not in SMALL["detector"]:
             assert small.model.options["detector"][key] == value
 
 

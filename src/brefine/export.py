@@ -31,7 +31,6 @@ from brefine.exported import FORMATS, OUTPUTS, Session, hash_of, needs
 from brefine.files import replacing
 from brefine.header import describe_classes, describe_scores
 from brefine.parts import boxes as B
-from brefine.parts import rpn
 from brefine.parts.inference import fold
 from brefine.parts.masks import paste
 from brefine.parts.two_stage import TwoStage
@@ -109,7 +108,7 @@ class Graph(nn.Module):
             score, index = torch.cat([logit, filling], 1).topk(most, 1)
             index = index.clamp(max=anchor.shape[0] - 1)
             chosen = delta.gather(1, index[..., None].expand(-1, -1, 4))
-            box = B.decode(chosen, anchor[index], rpn.DELTA_WEIGHTS)
+            box = B.decode(chosen, anchor[index], net.delta_weights)
             box = torch.minimum(box.clamp(min=0), limit)
             good = (score > -torch.inf) & (box[..., 2:] - box[..., :2] >= 1e-3).all(-1)
             boxes.append(box)

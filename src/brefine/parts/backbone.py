@@ -116,12 +116,13 @@ class Backbone(nn.Module):
             parameter.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Backbone:
-        """Like any module's, but frozen norms stay in evaluation mode."""
+        """Like any module's, but frozen norms, and those of frozen stages, stay in evaluation."""
         super().train(mode)
-        if self.norm == "frozen":
-            for module in self.body.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval().requires_grad_(False)
+        for module in self.body.modules():
+            if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+                continue
+            if self.norm == "frozen" or (module.affine and not module.weight.requires_grad):
+                module.eval().requires_grad_(False)
         return self
 
     def forward(self, images: Images) -> list[Tensor]:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import box_iou, nms
 
+MANY = 10_000  # boxes from which NMS goes group by group: one call compares all with all
 MAX_LOG_SCALE = math.log(1000 / 16)  # a box grows at most 62.5 times: exp cannot overflow
 BETWEEN, BELOW = -2, -1  # match(): neither positive nor negative; negative
 
@@ -124,7 +125,12 @@ def paired_iou(boxes: Tensor, others: Tensor) -> Tensor:
 
 
 def match(
-    boxes: Tensor, truth: Tensor, positive: float, negative: float, *, low_quality: bool = False
+    boxes: Tensor,
+    truth: Tensor,
+    positive: float,
+    negative: float,
+    *,
+    low_quality: float | None = None,
 ) -> Tensor:
     """The object that each box belongs to.
 
@@ -134,7 +140,7 @@ def match(
         positive: IoU from which a box is positive.
         negative: IoU below which it is negative.
         low_quality: also the boxes that reach an object's best IoU (ties included), each
-            for its own best object, so that no object is left without an anchor.
+            for its own best object, if that is above 0 and at least this; None: none of them.
 
     Returns:
         ``[N]`` int64: index into ``truth``, or ``BELOW``, or ``BETWEEN``.
@@ -150,9 +156,9 @@ def match(
         better = value > best
         best = torch.where(better, value, best)
         index = torch.where(better, chosen + start, index)
-        if low_quality:
+        if low_quality is not None:
             most = overlap.amax(1, keepdim=True)
-            forced |= ((overlap == most) & (most > 0)).any(0)
+            forced |= ((overlap == most) & (most > 0) & (most >= low_quality)).any(0)
     matched = torch.where(best >= positive, index, BETWEEN)
     matched = torch.where(best < negative, BELOW, matched)
     return torch.where(forced, index, matched)
@@ -192,6 +198,13 @@ def nms_keep(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) ->
     """
     keep = torch.zeros_like(scores, dtype=torch.bool)
     if len(boxes) == 0:
+        return keep
+    if len(boxes) > MANY and not torch.compiler.is_exporting():
+        order = groups.argsort(stable=True)
+        counts = groups.bincount()
+        for rows in torch.split(order, counts[counts > 0].tolist()):
+            kept = nms(boxes[rows].double(), scores[rows].double(), threshold)
+            keep[rows[kept]] = True
         return keep
     # Each group is moved to a place of its own, so one call serves all groups. In 64 bits: the
     # thousandth place is so far away that 32 would round boxes to eighths of a pixel.

@@ -13,8 +13,6 @@ from brefine.parts import boxes as B
 from brefine.parts import together
 from brefine.structures import Instances
 
-DELTA_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
-
 
 class RPN(nn.Module):
     """Objectness and box deltas for three anchors a cell on every level.
@@ -30,6 +28,8 @@ class RPN(nn.Module):
         candidates: best-scored anchors a level that enter NMS, (training, prediction).
         proposals: kept after NMS a picture, (training, prediction).
         scale: side of the square anchor in cells.
+        low_quality: IoU from which an object's best anchors are positive if none reaches 0.7.
+        delta_weights: what deltas are multiplied with, see ``boxes.encode``.
     """
 
     def __init__(
@@ -44,8 +44,11 @@ class RPN(nn.Module):
         candidates: tuple[int, int] = (2000, 1000),
         proposals: tuple[int, int] = (1000, 1000),
         scale: float = 8.0,
+        low_quality: float = 0.0,
+        delta_weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
     ) -> None:
         super().__init__()
+        self.low_quality, self.delta_weights = low_quality, tuple(delta_weights)
         self.strides, self.convention = tuple(strides), convention
         self.ranking, self.delta, self.samples = ranking, delta, samples
         self.candidates, self.proposals, self.scale = candidates, proposals, scale
@@ -93,9 +96,8 @@ class RPN(nn.Module):
             zip(anchors, logits, deltas, strict=True)
         ):
             score, index = logit.topk(min(self.candidates[phase], logit.shape[1]), 1)
-            decoded = B.decode(
-                delta.gather(1, index[..., None].expand(-1, -1, 4)), anchor[index], DELTA_WEIGHTS
-            )
+            chosen_deltas = delta.gather(1, index[..., None].expand(-1, -1, 4))
+            decoded = B.decode(chosen_deltas, anchor[index], self.delta_weights)
             candidates.append([decoded, score.float().sigmoid(), torch.full_like(index, of_level)])
         boxes, scores, levels = (torch.cat(parts, 1) for parts in zip(*candidates, strict=True))
         chosen = []
@@ -121,7 +123,7 @@ class RPN(nn.Module):
         )
         labels, truth = [], []
         for target in targets:
-            index = B.match(anchor, target.boxes, 0.7, 0.3, low_quality=True)
+            index = B.match(anchor, target.boxes, 0.7, 0.3, low_quality=self.low_quality)
             labels.append((index >= 0).long() - (index == B.BETWEEN).long())
             truth.append(_rows(target.boxes, index))
         if self.ranking:
@@ -132,7 +134,9 @@ class RPN(nn.Module):
         index, label = torch.cat(picked), torch.cat(labels)
         count = together.mean(logit.new_tensor(len(index), dtype=torch.float32)).clamp(min=1)
         positive = index[label[index] > 0]
-        goal = B.encode(torch.cat(truth)[positive], anchor[positive % len(anchor)], DELTA_WEIGHTS)
+        goal = B.encode(
+            torch.cat(truth)[positive], anchor[positive % len(anchor)], self.delta_weights
+        )
         box = B.l1(delta.flatten(0, 1)[positive], goal, self.convention.beta) / count
         objectness = F.binary_cross_entropy_with_logits(
             logit.flatten()[index].float(), (label[index] > 0).float(), reduction="sum"
@@ -143,7 +147,7 @@ class RPN(nn.Module):
         self, anchor: Tensor, logit: Tensor, delta: Tensor, label: Tensor, truth: Tensor
     ) -> tuple[dict[str, Tensor], Tensor]:
         image, position = (label > 0).nonzero(as_tuple=True)
-        decoded = B.decode(delta[image, position], anchor[position], DELTA_WEIGHTS)
+        decoded = B.decode(delta[image, position], anchor[position], self.delta_weights)
         goal = truth[image, position]
         quality = label.float()
         quality[image, position] = B.paired_iou(decoded.detach(), goal).clamp(min=1e-6)

@@ -144,6 +144,10 @@ class Detector:
         rpn_weight: of the whole RPN term when ranking (the paper's w; inside L^1, as printed,
             the balance would cancel it).
         rpn_samples: anchors a picture for the unranked RPN loss; None: all.
+        rpn_low_quality: IoU from which an object's best anchors are positive if none reaches
+            0.7. At 0, as in Detectron2 and torchvision, a tiny object makes dozens of anchors
+            positive that hardly touch it; MMDetection has 0.3.
+        rpn_delta_weights: of the RPN's box deltas; Rank & Sort's authors have (10, 10, 5, 5).
         anchor_scale: side of the square anchor in cells of its level.
         candidates: anchors a level that enter the RPN's NMS, (training, prediction).
         proposals: kept a picture, (training, prediction).
@@ -168,6 +172,8 @@ class Detector:
     balance_floor: NotNegative = 0.0
     rpn_weight: NotNegative = 0.2
     rpn_samples: Positive | None = 256
+    rpn_low_quality: Probability = 0.0
+    rpn_delta_weights: tuple[Scale, Scale, Scale, Scale] = (1.0, 1.0, 1.0, 1.0)
     anchor_scale: Scale = 8.0
     candidates: tuple[Positive, Positive] = (2000, 1000)
     proposals: tuple[Positive, Positive] = (1000, 1000)
@@ -271,6 +277,8 @@ class TwoStage(nn.Module):
             candidates=detector.candidates,
             proposals=detector.proposals,
             scale=detector.anchor_scale,
+            low_quality=detector.rpn_low_quality,
+            delta_weights=detector.rpn_delta_weights,
         )
         self.branch = branch
         self.box_head = boxes or box_head(channels, num_classes, ranking, detector)
