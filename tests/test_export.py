@@ -289,7 +289,8 @@ def test_needs_no_torch(pair: tuple[Path, Path], tmp_path: Path) -> None:
     Image.fromarray(noise(150, 210)).save(pictures / "resized.png")
     ran = without_torch("predict", file, pictures, "--out", out, "--save", ",".join(FORMATS))
     assert ran.returncode == 0, ran.stderr
-    assert {path.name for path in out.iterdir()} == set(PLACES.values())
+        made = {path.name for path in out.iterdir()}
+        assert made == {*PLACES.values(), "settings.json"}
     records = json.loads((out / "predictions.json").read_text())
     predictor = brefine.load(folder, device="cpu")
     for name in ("as_is.png", "resized.png"):
@@ -684,10 +685,18 @@ def test_bad_input_is_one_line(
     (tmp_path / "c.bin").write_text("of somebody else")
     fails("a folder is in the way", *intermediate, tmp_path / "b.xml")
     fails("c.bin: is there already, without c.xml", *intermediate, tmp_path / "c.xml")
+    for name in ("mine.onnx", "mine.xml", "mine.bin"):
+        (tmp_path / name).write_text("<mine/>")
+    mine = "is there already, and not from brefine export"
+    fails(f"mine.onnx: {mine}", "export", folder, "--out", tmp_path / "mine.onnx")
+    fails(f"mine.xml: {mine}", *intermediate, tmp_path / "mine.xml")
+    assert (tmp_path / "mine.onnx").read_text() == "<mine/>"
+    assert (tmp_path / "mine.bin").read_text() == "<mine/>"
     fails("give --format openvino", "export", folder, "--int8", tmp_path)
     fails("an exported file has no parts", "info", file)
     labelled = ("evaluate", file, "--data", toy_set / "val.json", "--boxes", "detected")
     fails("an exported file can store nothing", *labelled, "--store")
+    fails("nuclei: comes with the package", "evaluate", "nuclei", *labelled[2:], "--store")
     fails("go with --int8", "export", folder, "--limit", 3)
     Image.fromarray(noise(20, 20)).save(tmp_path / "x.png")
     predict = ("predict", tmp_path / "x.png", "--out", tmp_path / "out")

@@ -64,12 +64,13 @@ def test_outputs(tmp_path: Path) -> None:
     ]
     assert sorted(files(out)) == [
         "idmaps/a.csv", "idmaps/a.png", "idmaps/deep/b.csv", "idmaps/deep/b.png",
-        "overlays/a.png", "overlays/deep/b.png", "predictions.json",
+        "overlays/a.png", "overlays/deep/b.png", "predictions.json", "settings.json",
     ]  # fmt: skip
     assert Image.open(out / "overlays" / "deep" / "b.png").size == (40, 30)
     # An older result is replaced as a whole; nothing is left beside it.
     predict_files(predictor(), [tmp_path / "in" / "a.png"], out, save=["coco"])
-    assert [path.name for path in out.iterdir()] == ["predictions.json"]
+    assert sorted(path.name for path in out.iterdir()) == ["predictions.json", "settings.json"]
+    assert json.loads((out / "settings.json").read_text())["save"] == ["coco"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
 
 
@@ -79,7 +80,8 @@ def test_every_format_has_its_place(tmp_path: Path) -> None:
         predict_files(
             predictor(), [tmp_path / "in"], tmp_path / "out", save=FORMATS, threshold=threshold
         )
-        assert {path.name for path in (tmp_path / "out").iterdir()} == set(PLACES.values())
+        made = {path.name for path in (tmp_path / "out").iterdir()}
+        assert made == {*PLACES.values(), "settings.json"}
     assert set(PLACES) == set(FORMATS)
 
 
@@ -103,6 +105,18 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds something else"):
         predict_files(predictor(), [tmp_path / "a.png"], tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+    (tmp_path / "mine/masks").mkdir(parents=True)  # a name of ours makes no folder of ours
+    (tmp_path / "mine/masks/a.png").touch()
+    with pytest.raises(InputError, match="mine: holds something else"):
+        predict_files(predictor(), [tmp_path / "a.png"], tmp_path / "mine")
+    assert (tmp_path / "mine/masks/a.png").is_file()
+    made = tmp_path / "made"
+    predict_files(predictor(), [tmp_path / "a.png"], made)
+    with pytest.raises(InputError, match=r"made: holds pictures to predict \(.*overlays\)"):
+        predict_files(predictor(), [made / "overlays"], made)
+    assert (made / "overlays/a.png").is_file()
+    shutil.rmtree(tmp_path / "mine")
+    shutil.rmtree(made)
     (tmp_path / "out.part").mkdir()
     (tmp_path / "out.part" / "mine").touch()
     (tmp_path / "two.part").touch()

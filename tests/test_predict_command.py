@@ -54,14 +54,15 @@ def records(out: str = "predictions") -> list[dict[str, Any]]:
 def test_all_formats_and_what_outlines_lose(run: Run) -> None:
     code, out, err = run("in", "--save", ",".join(FORMATS), "--tolerance", 2, "--batch", 3)
     assert (code, out) == (0, "predictions\n")
-    assert {path.name for path in Path("predictions").iterdir()} == set(PLACES.values())
+    made = {path.name for path in Path("predictions").iterdir()}
+    assert made == {*PLACES.values(), "settings.json"}
     assert "4 pictures, 12 objects" in err
     for name in ("polygons", "labelme", "yolo", "geojson"):
         (line,) = [line for line in err.splitlines() if line.startswith(f"{name}: ")]
         assert "masks changed: IoU with those predicted 0.9" in line
     _, _, err = run("in", "--save", "yolo,png", "--out", "exact")
     assert "changed" not in err
-    assert {path.name for path in Path("exact").iterdir()} == {"yolo", "idmaps"}
+    assert {path.name for path in Path("exact").iterdir()} == {"yolo", "idmaps", "settings.json"}
 
 
 def test_the_loss_said_is_the_loss_of_the_file(run: Run) -> None:

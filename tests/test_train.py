@@ -282,6 +282,11 @@ def test_the_demo_makes_a_table_and_a_page_of_its_own(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="something already"):
         demo.run(out, steps=1)
     assert (out / "thesis.txt").read_text() == "mine"
+    (tmp_path / "data/toy").mkdir(parents=True)  # a set of the user's, under a name of the demo's
+    (tmp_path / "data/toy/train.json").write_text("mine")
+    with pytest.raises(InputError, match="data: there is something already"):
+        demo.run(tmp_path / "data", steps=1)
+    assert (tmp_path / "data/toy/train.json").read_text() == "mine"
 
 
 @pytest.mark.parametrize(

@@ -70,9 +70,15 @@ def test_card_shows_scores_and_absent_ones(tmp_path: Path) -> None:
 
 def test_saving_replaces_a_model_but_nothing_else(tmp_path: Path) -> None:
     weights.save(tmp_path / "m", build(), tiny_recipe(), CATEGORIES)
-    (tmp_path / "m" / "old").touch()
+    (tmp_path / "m" / "notes.txt").write_text("mine")
+    (tmp_path / "m" / "more").mkdir()
+    (tmp_path / "m" / "more" / "a.txt").write_text("mine, too")
+    (tmp_path / "m" / "README.md").write_text("older")
     weights.save(tmp_path / "m", build(), tiny_recipe(), CATEGORIES)
-    assert sorted(path.name for path in (tmp_path / "m").iterdir()) == sorted(weights.FILES)
+    made = sorted(path.name for path in (tmp_path / "m").iterdir())
+    assert made == sorted([*weights.FILES, "more", "notes.txt"])
+    assert (tmp_path / "m" / "more" / "a.txt").read_text() == "mine, too"
+    assert "older" not in (tmp_path / "m" / "README.md").read_text()
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").touch()
     with pytest.raises(InputError, match="something else than a model"):

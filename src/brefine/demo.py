@@ -21,6 +21,7 @@ from brefine.train import train
 
 METHODS = {"mask_rcnn": "Mask R-CNN", "brefine": "BRefine"}
 PAGE = "report.html"
+MARK = "demo.txt"  # a folder with it was made by the demo, and is replaced by the next one
 SHOWN = 8  # pictures in the report page
 PICTURES = (300, 50)  # to learn from, to test on
 
@@ -61,7 +62,7 @@ def run(out: Path | str, *, seed: int = 0, steps: int | None = None) -> None:
 
     Args:
         out: a folder; holds ``toy/``, a run folder for each method, ``results.md`` and
-            ``report.html`` in the end. An earlier demo in it is replaced.
+            ``report.html`` in the end. An earlier demo, which ``demo.txt`` tells, is replaced.
         seed: of the pictures and both runs.
         steps: of each run, if not the demo's own number.
 
@@ -69,11 +70,15 @@ def run(out: Path | str, *, seed: int = 0, steps: int | None = None) -> None:
         InputError: the folder holds something other than an earlier demo.
     """
     out = Path(out)
-    if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - _made()):
+    there = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if (out.exists() and not out.is_dir()) or there - _made() or (there and MARK not in there):
         raise InputError(f"{out}: there is something already: choose another folder with --out")
-    for name in _made():
-        shutil.rmtree(out / name, ignore_errors=True)
+    for name in _made() - {MARK}:
+        if (out / name).is_dir():
+            shutil.rmtree(out / name)
         (out / name).unlink(missing_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MARK).write_text("Made by brefine demo; the next one replaces this folder.\n")
     count, held_out = PICTURES
     toy.draw(out / "toy", train=count, val=held_out, seed=seed)
     length = {} if steps is None else {"steps": steps}
@@ -94,7 +99,7 @@ def run(out: Path | str, *, seed: int = 0, steps: int | None = None) -> None:
 
 def _made() -> set[str]:
     """Names of everything that the demo makes."""
-    return {"toy", *METHODS, "results.md", PAGE}
+    return {"toy", *METHODS, "results.md", PAGE, MARK}
 
 
 def _write_page(out: Path, reports: dict[str, Report], seed: int) -> None:

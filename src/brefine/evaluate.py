@@ -289,6 +289,7 @@ def evaluate_paths(
             be read is told before anything is computed.
     """
     from brefine.predict import Predictor
+    from brefine.weights import locate
 
     opened = {str(path): open_path(path) for path in paths}
     for name, source in opened.items():
@@ -297,6 +298,11 @@ def evaluate_paths(
         if store and isinstance(source, Predictor):
             if source.exported:
                 raise InputError(f"{name}: an exported file can store nothing: name a folder")
+            if not Path(name).exists():
+                raise InputError(
+                    f"{name}: comes with the package, where nothing is stored: copy "
+                    f"{locate(name)} and name the copy"
+                )
             source.calibration = IDENTITY  # the new one is of the scores as the model gives them
     labels = cityscapes.find_labels(dataset, limit) if official and detected else []
     reports = {}

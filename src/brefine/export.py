@@ -294,11 +294,17 @@ def beside(out: Path) -> Iterator[Path]:
     """A folder beside a file that will be written, for as long as the block lasts.
 
     Raises:
-        InputError: it, or the ``.bin`` beside it, cannot be written; or that is of something else.
+        InputError: it, or the ``.bin`` beside it, cannot be written, or is of something else.
     """
     last = out.with_suffix(".bin") if out.suffix == FORMATS["openvino"] else out
     if last.is_file() and not out.exists():
         raise InputError(f"{last}: is there already, without {out.name}: choose another --out")
+    if out.is_file():
+        try:
+            Session(out, 1)
+        except InputError:
+            text = f"{out}: is there already, and not from brefine export: choose another --out"
+            raise InputError(text) from None
     try:
         if out.is_dir() or last.is_dir():
             raise IsADirectoryError(None, "a folder is in the way")

@@ -173,7 +173,8 @@ def predict_files(
     Args:
         predictor: the model.
         sources: see ``sources.find_pictures``.
-        out: folder to write; one from an earlier call is replaced as a whole, in the end.
+        out: folder to write; one from an earlier call, which has ``settings.json``, is replaced
+            as a whole, in the end.
         save: some of ``formats.FORMATS``.
         threshold: see ``Predictor``.
         tolerance: pixels by which outlines may leave the edges of the pixels, to have fewer
@@ -206,6 +207,8 @@ def predict_files(
     save = [name for name in FORMATS if name in save]
     _refuse_others(out)
     found = find_pictures(sources, allow_urls=allow_urls, missing=skip_broken)
+    if out.is_dir():
+        _refuse_inside(found, out)
     ids = {} if data is None else _match(found, data, images)
     total = count(found, every=every, limit=limit)
     asked: dict[str, Any]
@@ -275,10 +278,22 @@ def predict_files(
 
 
 def _refuse_others(out: Path) -> None:
-    """Refuse a folder with anything in it that no earlier run wrote."""
-    own = {*PLACES.values()}
-    if out.exists() and (not out.is_dir() or any(path.name not in own for path in out.iterdir())):
+    """Refuse a folder that no earlier run wrote, or with anything in it that none did."""
+    there = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    strange = there - {*PLACES.values(), SETTINGS} or (there and SETTINGS not in there)
+    if strange or (out.exists() and not out.is_dir()):
         raise InputError(f"{out}: holds something else than predictions: choose another folder")
+
+
+def _refuse_inside(found: Mapping[str, str], out: Path) -> None:
+    """Refuse pictures that lie in the folder which is going to be replaced."""
+    whole = os.path.realpath(out)
+    for folder in {os.path.dirname(os.path.abspath(place)) for place in found.values()}:
+        if os.path.isdir(folder) and Path(os.path.realpath(folder)).is_relative_to(whole):
+            raise InputError(
+                f"{out}: holds pictures to predict ({folder}), and would be replaced: choose "
+                "another folder with --out"
+            )
 
 
 def _match(
@@ -480,7 +495,6 @@ class _Writer:
             else:
                 place.mkdir(exist_ok=True)
         (self.part / JOURNAL).unlink()
-        (self.part / SETTINGS).unlink()
         return summary
 
     def _write_classes(self, folder: Path) -> None:

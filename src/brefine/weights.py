@@ -7,6 +7,7 @@ here ever unpickles objects.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import isfinite
@@ -68,6 +69,8 @@ def save(
 ) -> None:
     """Write a model folder; an older one in its place is replaced when the new one is whole.
 
+    What else is in that folder stays in it.
+
     Args:
         folder: where to; other folders with content are left alone.
         model: as built from ``recipe.model``.
@@ -101,6 +104,11 @@ def save(
         recipe.save(aside / FILES[1])
         card = _card(folder.name, recipe, categories, thresholds, overall, scores or {})
         (aside / FILES[2]).write_text(card, encoding="utf-8")
+        for path in folder.iterdir() if folder.exists() else ():
+            if path.is_dir() and not path.is_symlink():
+                shutil.copytree(path, aside / path.name, symlinks=True)
+            elif path.name not in FILES:
+                shutil.copy2(path, aside / path.name, follow_symlinks=False)
 
 
 def store(
