@@ -88,7 +88,7 @@ def test_train_evaluate_predict_info(
     assert code == 0, err
     assert out.strip() == "p"
     assert {path.name for path in Path("p").iterdir()} == {
-        "predictions.json", "idmaps", "overlays",
+        "predictions.json", "idmaps", "overlays", "settings.json",
     }  # fmt: skip
 
     code, out, err = run("info", "runs/tiny/best", "--size", "96x128")
@@ -182,7 +182,8 @@ def test_skip_broken_names_them_and_says_so_in_the_exit_code(
     code, _, err = run(*arguments, "--save", "coco", "--resume", "--skip-broken")
     assert code == 2
     assert "b.png: no picture" in err.splitlines()[-1]
-    assert [path.name for path in (tmp_path.parent / "out").iterdir()] == ["predictions.json"]
+    made = sorted(path.name for path in (tmp_path.parent / "out").iterdir())
+    assert made == ["predictions.json", "settings.json"]
 
 
 def test_toy(run: Run, tmp_path: Path) -> None:

@@ -289,8 +289,8 @@ def test_needs_no_torch(pair: tuple[Path, Path], tmp_path: Path) -> None:
     Image.fromarray(noise(150, 210)).save(pictures / "resized.png")
     ran = without_torch("predict", file, pictures, "--out", out, "--save", ",".join(FORMATS))
     assert ran.returncode == 0, ran.stderr
-        made = {path.name for path in out.iterdir()}
-        assert made == {*PLACES.values(), "settings.json"}
+    made = {path.name for path in out.iterdir()}
+    assert made == {*PLACES.values(), "settings.json"}
     records = json.loads((out / "predictions.json").read_text())
     predictor = brefine.load(folder, device="cpu")
     for name in ("as_is.png", "resized.png"):
