@@ -12,8 +12,9 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from brefine import rle
-from brefine.data.coco import CocoSet
+from brefine.data.coco import CocoSet, find_folder
 from brefine.data.pictures import MAX_PIXELS
+from brefine.data.read import read
 from brefine.data.transforms import resize
 from brefine.rle import decode
 from brefine.structures import Category, InputError
@@ -105,6 +106,41 @@ def test_where_pictures_are_looked_for(tmp_path):
     assert CocoSet(str(path), str(other)).pictures[0].file == other / "a.png"
     with pytest.raises(InputError, match="nowhere: no such folder"):
         CocoSet(path, tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("files", "folder"),
+    [
+        ([], "images"),
+        (["a.png"], "."),  # beside the json, where `images` holds something else
+        (["images/a.png", "a.png"], "images"),
+        (["c.png", "images/sub/b.png"], "images"),  # one of the first is enough
+    ],
+)
+def test_the_first_pictures_say_which_folder_it_is(tmp_path, files, folder):
+    (tmp_path / "images/sub").mkdir(parents=True)
+    for file in files:
+        (tmp_path / file).touch()
+    path = write(tmp_path, content())
+    for dataset in (CocoSet(path), read(path)):
+        assert dataset.folder == tmp_path / folder
+        assert [p.file for p in dataset.pictures] == [
+            tmp_path / folder / name for name in ("a.png", "sub/b.png", "c.png")
+        ]
+
+
+def test_names_may_begin_with_the_folder_of_the_pictures(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a.png").touch()
+    entry = {"id": 5, "file_name": "images/a.png", "height": SIZE[0], "width": SIZE[1]}
+    path = write(tmp_path, content(images=[entry], annotations=[]))
+    assert read(path).pictures[0].file == tmp_path / "images/a.png"
+
+
+@pytest.mark.parametrize("name", ["x\0y.png", "n" * 5000, "", "/"])
+def test_names_that_no_file_can_have_leave_the_folder_images(tmp_path, name):
+    (tmp_path / "images").mkdir()
+    assert find_folder(tmp_path / "set.json", None, [name]) == tmp_path / "images"
 
 
 def test_ground_truth_is_what_cocoeval_reads(tmp_path):

@@ -249,3 +249,16 @@ def test_a_mistake_is_one_line(tmp_path, capsys, monkeypatch, arguments, message
     assert err.splitlines()[-1].startswith("error: ")
     assert message in err.splitlines()[-1]
     assert {p: p.read_bytes() for p in Path().rglob("*") if p.is_file()} == before
+
+
+def test_names_stay_as_they_are_written(tmp_path):
+    """``images/a.png`` of a json beside ``images`` is still called so, and found, in the parts."""
+    path = make(tmp_path / "s", {f"images/{i}.png": [0] for i in range(4)})
+    (tmp_path / "s/images").mkdir()
+    for i in range(4):
+        (tmp_path / f"s/images/{i}.png").touch()
+    parts, folder = split(path, tmp_path / "t", val=0.5)
+    assert folder == tmp_path / "s"
+    names = {image["file_name"] for part in parts.values() for image in part["images"]}
+    assert names == {f"images/{i}.png" for i in range(4)}
+    assert all(p.file.is_file() for p in CocoSet(tmp_path / "t/val.json", folder).pictures)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from brefine.data.coco import Kept, find_folder
+from brefine.data.coco import Kept, find_folder, first_names
 from brefine.data.faults import KINDS, Fault, Id, Place, Report, collect, reason_of, shorten
 from brefine.data.geometry import Tell, check_geometry
 from brefine.data.looks import Listed, Look, compare, look_at
@@ -113,7 +113,7 @@ def _read_set(path: Path, images: Path | str | None, split: str, report: Report)
     if not folder_found:
         report("missing-folder", Path(images or ""), None, "no such folder of pictures")
     if kind == "COCO":
-        top = find_folder(path, images if folder_found else None)
+        top = find_folder(path, images if folder_found else None, first_names(content))
     elif not folder_found:
         return found
     else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 #: a ``bbox`` is believed if no side is farther from its mask than 2 pixels and a quarter of the
 #: box: drawn boxes hold thin ends that no pixel of the mask shows; corners given as sizes are off
 BOX_TOLERANCE = 2.0, 0.25
+#: pictures that are looked for to tell in which folder all of a json's are
+FEW_NAMES = 10
 
 
 @dataclass(frozen=True)
@@ -61,10 +64,12 @@ class CocoSet:
     Args:
         annotations: the json.
         images: folder of the pictures. None: the folder ``images`` beside the json if there is
-            one, else the json's own folder.
+            one, else the json's own folder; also if the first pictures are there and not in
+            ``images``.
 
     Attributes:
         path: the json.
+        folder: what its pictures are named from; None: they have whole paths.
         categories: the category table, in the order of the ids: label ``i`` is row ``i``.
         pictures: in the json's order.
         skipped: one line for each annotation that cannot be used: its id and why.
@@ -76,6 +81,7 @@ class CocoSet:
     """
 
     path: Path
+    folder: Path | None
     categories: list[Category]
     pictures: Sequence[Picture]
     skipped: list[str]
@@ -84,16 +90,16 @@ class CocoSet:
     def __init__(self, annotations: Path | str, images: Path | str | None = None) -> None:
         path = Path(annotations)
         content = read_json(path, packed=True)
-        self._take(content, path, find_folder(path, images))
+        self._take(content, path, find_folder(path, images, first_names(content)))
 
     @classmethod
-    def from_dict(cls, content: dict[str, Any], origin: Path, folder: Path) -> CocoSet:
+    def from_dict(cls, content: dict[str, Any], origin: Path, folder: Path | None) -> CocoSet:
         """From a COCO dict that is in memory, with the same checks.
 
         Args:
             content: ``images``, ``annotations`` and ``categories``.
             origin: where it was read from: becomes ``path`` and is named in messages.
-            folder: what ``file_name`` is relative to.
+            folder: what ``file_name`` is relative to; None: it is a whole path.
 
         Raises:
             InputError: as the constructor.
@@ -102,8 +108,8 @@ class CocoSet:
         dataset._take(content, origin, folder)
         return dataset
 
-    def _take(self, content: dict[str, Any], path: Path, folder: Path) -> None:
-        self.path = path
+    def _take(self, content: dict[str, Any], path: Path, folder: Path | None) -> None:
+        self.path, self.folder = path, folder
         self.categories = sorted(
             Category(self._whole(entry, "id", where), self._text(entry, "name", where))
             for entry, where in self._entries(content, "categories")
@@ -111,7 +117,7 @@ class CocoSet:
         pictures = [
             Picture(
                 self._id(entry, "id", where),
-                folder / self._text(entry, "file_name", where),
+                (folder or Path()) / self._text(entry, "file_name", where),
                 (self._whole(entry, "height", where), self._whole(entry, "width", where)),
             )
             for entry, where in self._entries(content, "images")
@@ -319,18 +325,38 @@ class CocoSet:
         return value
 
 
-def find_folder(path: Path, images: Path | str | None) -> Path:
+def find_folder(path: Path, images: Path | str | None, names: Sequence[str] = ()) -> Path:
     """The folder of a json's pictures: ``images``, or by the rule of ``CocoSet``.
+
+    Args:
+        path: the json.
+        images: the folder, if it was given.
+        names: of a few pictures: these are looked for, and decide for all.
 
     Raises:
         InputError: ``images`` is no folder.
     """
     if images is None:
-        beside = path.parent / "images"
-        return beside if beside.is_dir() else path.parent
+        beside, own = path.parent / "images", path.parent
+        if not beside.is_dir():
+            return own
+        return beside if _holds(beside, names) or not _holds(own, names) else own
     if not Path(images).is_dir():
         raise InputError(f"{images}: no such folder of pictures")
     return Path(images)
+
+
+def _holds(folder: Path, names: Sequence[str]) -> bool:
+    """Whether one of the files is there."""
+    return any(os.path.isfile(folder / name) for name in names)
+
+
+def first_names(content: dict[str, Any]) -> list[str]:
+    """``file_name`` of the first pictures of a COCO dict, which need not be sound."""
+    entries = content.get("images")
+    some = entries[:FEW_NAMES] if isinstance(entries, list) else []
+    named = [entry.get("file_name") for entry in some if isinstance(entry, dict)]
+    return [name for name in named if isinstance(name, str)]
 
 
 def read_json(path: Path, *, packed: bool = False) -> dict[str, Any]:

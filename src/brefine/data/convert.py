@@ -185,7 +185,8 @@ def name_pictures(
     parents = {str(file.parent) for file in files}
     folder = Path(os.path.commonpath(parents)) if parents else Path()
     if as_written and dataset.path.is_file():
-        written = Path(os.path.normpath(find_folder(dataset.path, images).absolute()))
+        written = dataset.folder or find_folder(dataset.path, images)
+        written = Path(os.path.normpath(written.absolute()))
         folder = written if folder.is_relative_to(written) else folder
     names = [file.relative_to(folder).as_posix() for file in files]
     if len(set(names)) < len(names):

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from brefine.data.coco import find_folder, read_json
+from brefine.data.coco import FEW_NAMES, find_folder, read_json
 from brefine.data.faults import Id, Report, refuse, shorten
 from brefine.structures import Category
 
@@ -93,7 +94,8 @@ def read(
     """
     if content is None:
         content = read_json(path, packed=True)
-    folder = find_folder(path, images)
+    some = islice(_dicts(content, "images"), FEW_NAMES)
+    folder = find_folder(path, images, [name for entry in some for name in _names(entry)])
     for key in ("categories", "images"):
         entries = content.get(key)
         for place, entry in enumerate(entries if isinstance(entries, list) else ()):

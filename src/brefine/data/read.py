@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from brefine.data import cityscapes, labelme, lvis, masks_folder, voc, yolo
-from brefine.data.coco import CocoSet, find_folder, read_json
+from brefine.data.coco import CocoSet, find_folder, first_names, read_json
 from brefine.data.faults import Report, refuse
 from brefine.data.pictures import find_pair
 from brefine.progress import console
@@ -45,13 +45,14 @@ def read(
         raise InputError(f"{folder}: no such folder of pictures")
     kind, content = recognise(path)
     if kind == "COCO":
-        dataset = CocoSet.from_dict(content, path, find_folder(path, images))
+        folder = find_folder(path, images, first_names(content))
+        dataset = CocoSet.from_dict(content, path, folder)
         if dataset.skipped and not quiet:
             line = f"{len(dataset.skipped)} annotations cannot be used and are left out, first: "
             console.print(f"{path}: {line}{dataset.skipped[0]}", markup=False, soft_wrap=True)
         return dataset
     content = read_as(kind, path, folder, split=split, content=content)
-    dataset = CocoSet.from_dict(content, path, Path())
+    dataset = CocoSet.from_dict(content, path, None)
     if kind == "LVIS":
         dataset.federated = lvis.Federated.of(content, dataset.categories)
     if not quiet:
