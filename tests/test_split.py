@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 from collections import Counter
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from hypothesis import strategies as st
 from brefine import cli
 from brefine.data.coco import CocoSet
 from brefine.data.split import PICTURES, assign, split
+from brefine.recipe import Recipe
 
+RECIPES = Path(__file__).parents[1] / "recipes"
 SQUARE = [[2, 2, 9, 2, 9, 9, 2, 9]]
 
 
@@ -218,7 +221,22 @@ def test_command(tmp_path, capsys, monkeypatch):
     assert code == 0, err
     assert {p.name for p in Path("out").iterdir()} == {"train.json", "val.json"}
     assert "val has no object of: class 4" in out
-    assert f"--set data.train=out/train.json --set data.images={tmp_path / 's'}" in out
+    folder = tmp_path / "s"
+    sets = "--set data.train=out/train.json --set data.val=out/val.json"
+    assert out.splitlines()[-1] == f"train with {sets} --set data.images={folder}"
+
+
+def test_the_last_line_trains(tmp_path, capsys, monkeypatch):
+    """Given to a shell as it is, also with a space in a name."""
+    monkeypatch.chdir(tmp_path)
+    start = make(Path("my set"), random_pictures(1))
+    assert cli.main(["data", "split", str(start), "two parts", "--val", "0.2"]) == 0
+    words = shlex.split(capsys.readouterr().out.splitlines()[-1].removeprefix("train with "))
+    assert words[::2] == ["--set"] * 3
+    recipe = Recipe.load(RECIPES / "brefine_lite0.yaml").with_settings(words[1::2])
+    assert recipe.data.train == Path("two parts/train.json")
+    assert recipe.data.val == Path("two parts/val.json")
+    assert recipe.data.images == tmp_path / "my set"
 
 
 @pytest.mark.parametrize(

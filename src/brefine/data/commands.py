@@ -6,6 +6,7 @@ Heavy imports wait inside the commands, as in ``brefine.cli``.
 from __future__ import annotations
 
 import json
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -151,7 +152,8 @@ def split(
         path, out, val=val, test=test, seed=seed, group=group, images=images, part=part
     )
     print_split(parts, Console())
-    print(f"train with --set data.train={out}/train.json --set data.images={folder}")
+    settings = f"data.train={out}/train.json", f"data.val={out}/val.json", f"data.images={folder}"
+    print("train with " + " ".join(f"--set {shlex.quote(setting)}" for setting in settings))
 
 
 @data_app.command()
