@@ -71,6 +71,16 @@ def rle(counts: object, size: object = SIZE) -> dict:
     return {"size": list(size), "counts": counts}  # type: ignore[call-overload]
 
 
+@pytest.mark.parametrize(("picture", "said"), [(99999, "99999"), ("1", "'1'")])
+def test_an_unknown_picture_is_shown_as_number_or_text(
+    clean: Path, content: dict, picture: object, said: str
+) -> None:
+    note = {**content["annotations"][0], "id": 9001, "image_id": picture}
+    faults = find(clean, {**content, "annotations": [*content["annotations"], note]})
+    assert pairs(faults) == [("unknown-picture", 9001)]
+    assert faults[0].message == f"annotation 9001: unknown image_id {said}"
+
+
 # --------------------------------------------------------------------------- one annotation more
 
 #: what is wrong with annotation 9001, and what is said of it

@@ -300,7 +300,7 @@ def _check_annotations(found: _Set, report: Report, progress: bool) -> None:
         picture, category = reader.id("image_id"), reader.whole("category_id")
         known = True
         if picture is not None and found.pictures is not None and picture not in found.sizes:
-            tell("unknown-picture", f"unknown image_id {shorten(picture)}")
+            tell("unknown-picture", f"unknown image_id {shorten(repr(picture))}")
             known = False
         if category is not None and found.categories is not None:
             used.add(category)
