@@ -338,7 +338,7 @@ def test_command(tmp_path, capsys, monkeypatch):
         (["gone/labels.json", "t", "--to", "yolo"], "0.png: no such picture, and 0 more of 1"),
         (["twins/labels.json", "t", "--to", "masks"], "its labels would be those of a.jpg"),
         (["suffix/labels.json", "t", "--to", "yolo"], "a.gif: its suffix is not one of"),
-        (["inside/labels.json", "t", "--to", "yolo"], "must not be named so: rename it"),
+        (["inside/labels.json", "t", "--to", "yolo"], "must not be named images: rename it"),
         (["slash/labels.json", "t", "--to", "masks"], "'a/b': masks cannot hold this name"),
         (["same/labels.json", "t", "--to", "labelme"], "two categories are named 'a'"),
         (["double/labels.json", "t", "--to", "coco"], "names the picture 0.png twice"),

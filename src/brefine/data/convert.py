@@ -247,8 +247,10 @@ def _check_names(dataset: CocoSet, folder: Path, names: Sequence[str], to: str) 
         if Path(last).suffix.lower() not in SUFFIXES:
             known = " ".join(SUFFIXES)
             raise InputError(f"{folder / name}: its suffix is not one of {known}: rename it")
-        if {"images", "labels", "masks"} & set(inside):
-            raise InputError(f"{folder / name}: a folder inside must not be named so: rename it")
+        if taken := [part for part in inside if part in ("images", "labels", "masks")]:
+            raise InputError(
+                f"{folder / name}: a folder inside must not be named {taken[0]}: rename it"
+            )
     classes = [category.name for category in dataset.categories]
     if not classes:
         raise InputError(f"{dataset.path}: has no categories: nothing to convert")
