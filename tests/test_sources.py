@@ -76,6 +76,17 @@ def test_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         find_pictures(["@none.txt"])
 
 
+@pytest.mark.parametrize("missing", [False, True])
+def test_comments_in_lists(tmp_path: Path, missing: bool) -> None:
+    write_pictures(tmp_path, "a.png", "#1.png", "b.png")
+    (tmp_path / "list.txt").write_text("# first\na.png\n  # a.png\n#b.png\n \n#1.png\n#\n")
+    found = find_pictures([tmp_path / "list.txt"], missing=missing)
+    assert list(found) == ["a.png", "#1.png"]  # a file that is there is none
+    (tmp_path / "list.txt").write_text("# nothing yet\n#\n")
+    with pytest.raises(InputError, match=r"list\.txt: lists no picture"):
+        find_pictures([tmp_path / "list.txt"], missing=missing)
+
+
 def test_no_file_of_a_folder_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_pictures(tmp_path, *(f"in/{i}.png" for i in range(30)))
     (tmp_path / "list.txt").write_text("".join(f"{tmp_path}/in/{i}.png\n" for i in range(30)))

@@ -69,7 +69,8 @@ def find_pictures(
     a file              the picture
     a folder            every picture in it and in the folders inside, by ``SUFFIXES``
     a pattern           ``photos/*.jpg``, ``photos/**/*.jpg``
-    ``@a`` or ``a.txt``  the files and URLs that it lists, one a line; ``@-``: standard input
+    ``@a`` or ``a.txt``  the files and URLs that it lists, one a line, ``#`` begins a comment;
+                        ``@-``: standard input
     ``-``               the picture that comes from standard input
     a URL               http or https, if allowed
     a video file        its frames, by ``VIDEOS``
@@ -188,20 +189,26 @@ def _scan(folder: str, inside: str) -> Iterator[tuple[str, str]]:
 
 
 def _read_list(file: str, allow_urls: bool, missing: bool) -> Iterator[tuple[str, str]]:
-    """The files, videos and URLs that a text file lists: from here, else from where the list is."""
+    """The files, videos and URLs that a text file lists: from here, else from where the list is.
+
+    Empty lines are left out, and comments: lines that start with ``#`` and name no file there is.
+    """
     lines = sys.stdin.read().splitlines() if file == "-" else read_lines(Path(file))
     file = "standard input" if file == "-" else file
     none = True
     for number, line in enumerate(lines, 1):
         if not (text := line.strip()):
             continue
-        none = False
         if special := _look_elsewhere(text, allow_urls):
+            none = False
             yield special
             continue
         mode = _mode(text)
         if mode is None and (mode := _mode(beside := os.path.join(os.path.dirname(file), text))):
             text = beside
+        if mode is None and text.startswith("#"):
+            continue
+        none = False
         if not missing and (mode is None or not stat.S_ISREG(mode)):
             raise InputError(f"{file}: line {number}: {text}: {MISSING}")
         yield _name(text), os.path.normpath(text)
