@@ -262,6 +262,7 @@ def test_lvis_stays_lvis(tmp_path):
     assert all(picture.file.is_file() for picture in after.pictures)
     assert counted(masks_of(tmp_path / "t")) == counted(masks_of(tmp_path / "s"))
     assert any("LVIS" in note for note in convert(start, tmp_path / "u", "yolo").notes)
+    assert not any("val" in note for note in convert(start, tmp_path / "w", "masks").notes)
 
 
 def test_ids_of_other_formats_become_numbers(tmp_path):
@@ -314,6 +315,7 @@ def test_command(tmp_path, capsys, monkeypatch):
     assert code == 0, err
     assert "1 pictures, 1 objects: every mask is kept bit by bit" in out
     assert "1 crowd regions cannot be held" in out
+    assert "same pictures as train and as val" in out
     code, out, _ = run(capsys, start, tmp_path / "u", "--to", "yolo", "--tolerance", 2, "--json")
     assert code == 0
     total = json.loads(out)

@@ -234,6 +234,29 @@ def test_a_loss_that_explodes_ends_the_run_with_its_name(pictures, tmp_path):
     assert not (tmp_path / "run/last").exists()
 
 
+def test_pictures_that_are_learnt_from_and_validated_on_are_counted(pictures, tmp_path, capsys):
+    """Behind links, too; by the file, not by its name; and none that lies in one set only."""
+    for name in ("mixed", "copied"):
+        (tmp_path / name).mkdir()
+    linked, *others = sorted((pictures / "images").glob("train_*"))
+    (tmp_path / "mixed/val_00000.png").symlink_to(linked)
+    shutil.copy(pictures / "images/val_00001.png", tmp_path / "mixed")
+    for file, name in zip(others, ("val_00000.png", "val_00001.png"), strict=False):
+        shutil.copy(file, tmp_path / "copied" / name)
+    for settings, shared in (
+        ([], 0),
+        ([f"data.val={pictures / 'train.json'}"], 6),
+        ([f"data.val_images={tmp_path / 'mixed'}"], 1),
+        ([f"data.val_images={tmp_path / 'copied'}"], 0),
+    ):
+        with pytest.raises(InputError, match=r"nothing\.pth"):
+            train(recipe(pictures, "model.weights=nothing.pth", *settings), tmp_path / "run")
+        lines = [line for line in capsys.readouterr().err.splitlines() if "learnt from" in line]
+        total = 6 if shared == 6 else 2
+        assert len(lines) == bool(shared)
+        assert all(f".json: {shared} of {total} pictures are learnt from" in line for line in lines)
+
+
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(pictures, tmp_path):
     out = tmp_path / "run"
     empty = json.loads((pictures / "train.json").read_text())

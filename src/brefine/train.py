@@ -44,7 +44,7 @@ from brefine.checkpoints import (
 )
 from brefine.data.augment import Transform
 from brefine.data.coco import CocoSet
-from brefine.data.loader import read_labelled, require_pictures, train_loader
+from brefine.data.loader import count_shared, read_labelled, require_pictures, train_loader
 from brefine.data.read import read
 from brefine.evaluate import Report, evaluate
 from brefine.files import replacing
@@ -138,6 +138,14 @@ def train(
         raise InputError(
             f"{recipe.data.val}: its categories differ from those of {recipe.data.train}: "
             "ids and names must agree, in the same order"
+        )
+    if validation and first and (shared := count_shared(validation, dataset)):
+        console.print(
+            f"{held_out}: {shared} of {len(validation)} pictures are learnt from, too, so AP, "
+            "thresholds and calibration will be too good: give others as data.val "
+            "(brefine data split)",
+            soft_wrap=True,
+            markup=False,
         )
     if recipe.train.batch_size == "auto":
         from brefine.batch_size import resolve  # which imports this file

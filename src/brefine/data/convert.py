@@ -75,7 +75,7 @@ class Conversion:
 
     Attributes:
         losses: one for each picture, in the order of the set.
-        notes: what else the format cannot hold, one line each.
+        notes: what else there is to know about what was written, one line each.
     """
 
     losses: list[Loss]
@@ -262,11 +262,16 @@ def _check_names(dataset: CocoSet, folder: Path, names: Sequence[str], to: str) 
 
 
 def _name_losses(dataset: CocoSet, to: str) -> list[str]:
-    """What the format cannot hold, whatever the masks are."""
+    """What the format cannot hold, whatever the masks are, and what it holds twice."""
     if to == "coco":
         return []
     numbering = "0, 1, ... in the order of the ids" if to == "yolo" else "by the sorted names"
     notes = [f"category ids become {numbering}; ids of pictures and annotations are lost"]
+    if to == "yolo":
+        notes.append(
+            "data.yaml names the same pictures as train and as val, since YOLO needs both: give "
+            "others to validate on (brefine data split)"
+        )
     if to == "masks" and len(dataset.categories) == 1:
         if (name := dataset.categories[0].name) != OBJECT:
             notes.append(f"the class {name!r} becomes {OBJECT!r}: id maps have no class names")

@@ -7,6 +7,7 @@ repeated; a palette is looked up; transparent parts show white; CMYK is converte
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 from collections.abc import Sequence
@@ -31,7 +32,7 @@ from brefine.data.augment import (
     place,
     shift_colours,
 )
-from brefine.data.coco import CocoSet
+from brefine.data.coco import CocoSet, Picture
 from brefine.data.pictures import open_picture, to_rgb
 from brefine.data.samplers import EpochSampler, aspect_groups, repeat_factors
 from brefine.data.transforms import resize
@@ -182,6 +183,23 @@ def require_pictures(dataset: CocoSet) -> None:
             f"{missing[0]}: no such picture, and {len(missing) - 1} more of {len(dataset)} in "
             f"{dataset.path}: give the folder they are in as images"
         )
+
+
+def count_shared(dataset: CocoSet, others: CocoSet) -> int:
+    """How many pictures of ``dataset`` are files that ``others`` has, too; links are followed.
+
+    No picture is opened; one that is not there is in no other set.
+    """
+
+    def identify(picture: Picture) -> tuple[int, int] | None:
+        try:
+            found = os.stat(picture.file)
+        except (OSError, ValueError):
+            return None
+        return found.st_dev, found.st_ino
+
+    known = {identify(picture) for picture in others.pictures} - {None}
+    return sum(identify(picture) in known for picture in dataset.pictures)
 
 
 def check_size(dataset: CocoSet, index: int, size: tuple[int, int]) -> None:
