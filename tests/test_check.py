@@ -385,6 +385,17 @@ def brighten(name: str) -> Callable[[Path], None]:
     return change
 
 
+def save_grey(most: int) -> Callable[[Path], object]:
+    """The first picture with 16 bits, its values up to ``most``."""
+
+    def change(place: Path) -> None:
+        grey = np.asarray(Image.open(first(place)).convert("L")).astype(float)
+        stretched = (grey - grey.min()) / np.ptp(grey) * most
+        Image.fromarray(stretched.round().astype(np.uint16)).save(first(place))
+
+    return change
+
+
 PICTURES: list[tuple[str, Callable[[Path], object], list[tuple[str, object]]]] = [
     ("gone", lambda p: first(p).unlink(), [("missing-picture", 1)]),
     ("empty", lambda p: first(p).write_bytes(b""), [("unreadable-picture", 1)]),
@@ -405,6 +416,9 @@ PICTURES: list[tuple[str, Callable[[Path], object], list[tuple[str, object]]]] =
      [("leaked-picture", 1), ("duplicate-picture", 2), ("duplicate-picture", 3)]),
     ("almost twice", brighten("train_00001.png"), [("near-duplicate", 2)]),
     ("almost in both", brighten("val_00002.png"), [("near-leak", 1)]),
+    ("12 of 16 bits", save_grey(4095), [("dark-picture", 1)]),
+    ("hardly more", save_grey(4096), []),
+    ("16 bits of zeros", save_grey(0), []),
     ("all grey",
      lambda p: [Image.new("RGB", (80, 64), (g, g, g)).save(p / f"images/train_0000{g}.png")
                 for g in range(3)], []),

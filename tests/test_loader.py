@@ -13,10 +13,9 @@ from brefine.data.loader import (
     collate,
     read_labelled,
     read_picture,
-    to_tensor,
     train_loader,
 )
-from brefine.data.pictures import MAX_PIXELS
+from brefine.data.pictures import MAX_PIXELS, to_rgb
 from brefine.data.samplers import EpochSampler
 from brefine.recipe import DataRecipe
 from brefine.structures import Images, InputError
@@ -175,9 +174,9 @@ def test_nonsense_in_exif_does_not_matter(tmp_path):
 
 
 def test_a_pillow_picture_is_converted_by_the_same_rules():
-    assert np.array_equal(to_tensor(Image.fromarray(colours())).permute(1, 2, 0), colours())
+    assert np.array_equal(to_rgb(Image.fromarray(colours())), colours())
     with pytest.raises(InputError, match="floating-point"):
-        to_tensor(Image.fromarray(np.zeros((2, 2), np.float32)))
+        to_rgb(Image.fromarray(np.zeros((2, 2), np.float32)))
 
 
 # ------------------------------------------------------------------------------- no pictures

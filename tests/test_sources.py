@@ -20,6 +20,8 @@ import torch
 from PIL import Image
 
 from brefine import sources
+from brefine.data import pictures
+from brefine.data.loader import read_picture
 from brefine.sources import as_array, as_pixels, count, find_pictures, walk
 from brefine.structures import InputError
 
@@ -74,6 +76,28 @@ def test_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         find_pictures(["empty.txt"])
     with pytest.raises(InputError, match=r"none\.txt"):
         find_pictures(["@none.txt"])
+
+
+def test_the_first_picture_that_gets_dark_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ramp = np.linspace(0, 4095, 1200).astype(np.uint16).reshape(30, 40)
+    for number, values in enumerate((ramp + 1, 0 * ramp, ramp, ramp)):
+        Image.fromarray(values).save(tmp_path / f"{number}.tif")
+    monkeypatch.setattr(pictures, "_told", False)
+    read = [item.read() for item in walk(find_pictures([tmp_path]))]
+    assert read[2].max() == 16  # what is read stays as it is
+    line = f"{tmp_path / '2.tif'}: 16 bits, but no value above 4095, which is nearly black: "
+    assert [said[: len(line)] for said in capsys.readouterr().err.splitlines()] == [line]
+    for held in (ramp, Image.fromarray(ramp), (tmp_path / "2.tif").read_bytes()):
+        monkeypatch.setattr(pictures, "_told", False)
+        as_array(held)
+        assert capsys.readouterr().err.startswith("picture: 16 bits, but no value above 4095")
+    monkeypatch.setattr(pictures, "_told", False)
+    read_picture(tmp_path / "2.tif")
+    assert capsys.readouterr().err.startswith(line)
+    as_array(ramp.astype(np.uint8))
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("missing", [False, True])

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from brefine.data.pictures import MISSING, SUFFIXES, read_lines, read_rgb, to_rgb
+from brefine.data.pictures import MISSING, SUFFIXES, read_lines, read_rgb, take_rgb
 from brefine.structures import InputError
 
 if TYPE_CHECKING:  # pictures for exported models are read without torch
@@ -399,14 +399,14 @@ def as_array(picture: Held, channels: str = "RGB") -> Pixels:
     if isinstance(picture, bytes):
         return read_rgb("picture", picture)
     if isinstance(picture, Image.Image):
-        return to_rgb(picture)
+        return take_rgb(picture, "picture")
     if not isinstance(picture, np.ndarray):
         raise InputError(
             "picture: expected a file, its bytes, a PIL picture, an array or a tensor, not "
             f"{type(picture).__name__}"
         )
     if picture.ndim == 2 and picture.dtype in (np.uint8, np.uint16) and picture.size:
-        return to_rgb(Image.fromarray(picture))
+        return take_rgb(Image.fromarray(picture), "picture")
     known = picture.ndim == 3 and picture.shape[2] == 3 and picture.dtype == np.uint8
     if not known or not picture.size:
         grey = " or grey [H, W] uint8 or uint16"

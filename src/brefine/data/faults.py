@@ -100,6 +100,7 @@ KINDS: dict[str, tuple[Severity, str]] = {
     "duplicate-name": ("warning", "merge the classes, or rename one"),
     "names-disagree": ("warning", "keep one list of the classes: tools differ in which they take"),
     "unused-labels": ("warning", "see whether its picture is missing or named otherwise"),
+    "dark-picture": ("warning", "stretch its values to 0..65535: they are divided by 257"),
     "orientation": ("warning", "look whether the labels fit the picture as a viewer shows it"),
     "duplicate-picture": ("warning", "keep one; merge their labels if these differ"),
     "near-leak": ("warning", "look at both; take one out if they show the same"),

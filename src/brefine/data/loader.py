@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -33,7 +32,7 @@ from brefine.data.augment import (
     shift_colours,
 )
 from brefine.data.coco import CocoSet, Picture
-from brefine.data.pictures import open_picture, to_rgb
+from brefine.data.pictures import open_picture, read_rgb
 from brefine.data.samplers import EpochSampler, aspect_groups, repeat_factors
 from brefine.data.transforms import resize
 from brefine.recipe import DataRecipe
@@ -58,21 +57,8 @@ def read_picture(path: Path | str, content: bytes | None = None) -> Tensor:
         InputError: not there, no picture, damaged, too large, or of a kind without a known
             range of values (floats); names the file.
     """
-    with open_picture(path, content) as image:
-        return to_tensor(image)
-
-
-def to_tensor(image: Image.Image) -> Tensor:
-    """A Pillow picture as upright RGB, by the rules at the top of this module.
-
-    Returns:
-        ``[3, H, W]`` uint8.
-
-    Raises:
-        InputError: its values have no known range (floats, 32-bit integers above 65535).
-    """
     # Left in Pillow's order of bytes, which resizing is fastest with.
-    return torch.from_numpy(to_rgb(image)).permute(2, 0, 1)
+    return torch.from_numpy(read_rgb(path, content)).permute(2, 0, 1)
 
 
 class TrainSet(Dataset[tuple[Tensor, Instances]]):

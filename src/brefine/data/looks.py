@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from brefine.data.faults import Report, reason_of, shorten
-from brefine.data.loader import to_tensor
-from brefine.data.pictures import MISSING, open_picture
+from brefine.data.pictures import MISSING, find_dark, open_picture, to_rgb
 from brefine.progress import track
 from brefine.structures import InputError
 
@@ -96,7 +95,7 @@ def look_at(
         try:
             with open_picture(picture.file) as image:
                 stored, orientation = (image.height, image.width), image.getexif().get(0x0112, 1)
-                pixels = to_tensor(image).permute(1, 2, 0).numpy()
+                pixels, most = to_rgb(image), find_dark(image)
         except InputError as error:
             reason = reason_of(error, picture.file)
             kind = "missing-picture" if reason == MISSING else "unreadable-picture"
@@ -106,6 +105,9 @@ def look_at(
             continue
         size = pixels.shape[0], pixels.shape[1]
         _check_size(picture, where, size, stored, orientation, report)
+        if most is not None:
+            message = f"{where}: 16 bits, but no value above {most}, which is nearly black"
+            report("dark-picture", picture.file, picture.id, message)
         digest = hashlib.blake2b(pixels.tobytes() + f"{size[1]}".encode(), digest_size=16).digest()
         thumbnail = _shrink(pixels)
         looks.append(Look(picture, picture.file, origin, size, digest, thumbnail))

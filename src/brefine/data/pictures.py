@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from brefine.data.faults import Id, Report, reason_of, refuse, reporting
-from brefine.progress import track
+from brefine.progress import console, track
 from brefine.structures import InputError
 
 #: pixels; a larger picture is refused before memory is taken. Pillow itself stops just above.
@@ -25,11 +26,14 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
 CLASSES = "classes.txt"
 #: what is said of a picture that is not there
 MISSING = "no such picture"
+#: the largest value of 12 bits: a 16-bit picture without a larger one is below 16 of 255
+DARK = 4095
 #: EXIF orientations by which a picture is turned by a quarter
 _QUARTER_TURNS = (5, 6, 7, 8)
 _lock = threading.Lock()
 _silent = ExitStack()
 _readers = 0
+_told = False  # of a dark picture
 
 
 @contextmanager
@@ -65,9 +69,44 @@ def open_picture(path: Path | str, content: bytes | None = None) -> Iterator[Ima
 
 
 def read_rgb(path: Path | str, content: bytes | None = None) -> NDArray[np.uint8]:
-    """A picture file by the rules of `to_rgb`; arguments and errors as those of `open_picture`."""
+    """A picture file as by `take_rgb`; arguments and errors as those of `open_picture`."""
     with open_picture(path, content) as image:
-        return to_rgb(image)
+        return take_rgb(image, path)
+
+
+def take_rgb(image: Image.Image, name: Path | str) -> NDArray[np.uint8]:
+    """`to_rgb`; one picture of a process that it makes nearly black is named on the console.
+
+    Processes that read for another one say nothing: each would do so.
+
+    Args:
+        image: a Pillow picture.
+        name: what to call it.
+    """
+    global _told
+    pixels = to_rgb(image)
+    if (most := find_dark(image)) and multiprocessing.parent_process() is None:
+        with _lock:
+            told, _told = _told, True
+        if not told:
+            console.print(
+                f"{name}: 16 bits, but no value above {most}, which is nearly black: stretch "
+                "values to 0..65535 first (other such pictures are not named)",
+                markup=False,
+                soft_wrap=True,
+            )
+    return pixels
+
+
+def find_dark(image: Image.Image) -> int | None:
+    """The largest value of a 16-bit picture if `to_rgb` makes it nearly black, else None.
+
+    That is one from 1 to ``DARK``; a picture of zeros is black whatever is done.
+    """
+    if not image.mode.startswith("I"):
+        return None
+    most = int(np.asarray(image).max())
+    return most if 0 < most <= DARK else None
 
 
 @contextmanager
