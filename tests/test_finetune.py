@@ -30,6 +30,7 @@ from brefine.finetune import (
     finetune,
     held_out,
     measure,
+    require_same,
     settle,
 )
 from brefine.methods import create
@@ -467,6 +468,46 @@ def test_mistakes_are_one_line(mistake: Callable[..., str], tmp_path: Path, toy_
     moved = tmp_path / "moved.json"
     shutil.copy(toy_set / "train.json", moved)
     assert "no such picture" in mistake(*preset, "--data", moved, "--out", tmp_path / "other")
+
+
+@pytest.mark.parametrize("going_on", ["--resume", "--auto-resume"])
+def test_a_run_goes_on_with_its_own_set_alone(
+    mistake: Callable[..., str], ran: Path, eight: Path, monkeypatch: Any, going_on: str
+) -> None:
+    """A finished run has nothing left to do: exit code 0 says that it was taken for the same."""
+    preset = ("--preset", "finetune", "--out", ran, going_on, "--data")
+    other = eight / "val.json"
+    wrong = mistake(*preset, other)
+    assert f"--data was {eight / 'train.json'} and is {other}: " in wrong
+    assert f"and is {eight / 'none.json'}: " in mistake(*preset, eight / "none.json")
+    wrong = mistake(*preset, eight / "train.json", "--val", other)
+    assert f"--val was not given and is {other}: " in wrong
+    wrong = mistake(*preset, eight / "train.json", "--images", eight)
+    assert f"--images was not given and is {eight}: " in wrong
+    monkeypatch.chdir(eight)
+    assert cli.main(["train", *map(str, preset), "train.json"]) == 0
+
+
+def test_what_a_run_does_not_tell_is_not_compared(tmp_path: Path) -> None:
+    require_same(tmp_path, "any.json", val="v", images="i")
+    (tmp_path / "finetune.json").write_text('{"statistics": {}, "choices": []}')
+    require_same(tmp_path, "any.json", val="v", images="i")
+    (tmp_path / "finetune.json").write_text('{"statistics"')
+    with pytest.raises(InputError, match=r"finetune\.json: damaged"):
+        require_same(tmp_path, "any.json")
+
+
+def test_a_run_and_its_set_may_be_moved_together(tmp_path: Path) -> None:
+    for folder in ("before", "after"):
+        (tmp_path / folder / "run").mkdir(parents=True)
+    given = {"data": "../train.json", "val": "../val.json", "images": None}
+    for folder in ("before", "after"):
+        (tmp_path / folder / "run/finetune.json").write_text(json.dumps({"given": given}))
+    after = tmp_path / "after"
+    require_same(after / "run", after / "train.json", val=after / "val.json")
+    require_same(after / "run", after / "train.json")
+    with pytest.raises(InputError, match=r"--val was .*after.val\.json and is .*before.val\.json"):
+        require_same(after / "run", after / "train.json", val=tmp_path / "before/val.json")
 
 
 # --- models inside the package

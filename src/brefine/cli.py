@@ -158,11 +158,12 @@ def train(
             )
         devices = 1  # however many GPUs there are
         out = out or Path("runs") / data.stem
-        if not (resume or (auto_resume and (out / "recipe.yaml").is_file())):
-            from brefine.finetune import finetune
+        from brefine.finetune import finetune, require_same
 
+        if not (resume or (auto_resume and (out / "recipe.yaml").is_file())):
             print(finetune(data, out, val=val, images=images, settings=asked))
             return
+        require_same(out, data, val=val, images=images)
         recipe = out / "recipe.yaml"
     elif data or val or images:
         raise typer.BadParameter(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -73,8 +74,8 @@ def finetune(
     """Choose a recipe for a labelled set, say why, and train.
 
     The run folder holds, beside what ``train`` writes, ``finetune.json`` (figures of the set,
-    choices and reasons) and, if pictures were held out, ``split/`` with both parts. Its
-    ``recipe.yaml`` trains the same again without this preset.
+    choices and reasons, and which set that was) and, if pictures were held out, ``split/`` with
+    both parts. Its ``recipe.yaml`` trains the same again without this preset.
 
     Args:
         data: set of any format, as ``data.read.read`` takes it.
@@ -120,8 +121,9 @@ def finetune(
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     with replacing(out / REPORT) as aside:
         listed = [choice._asdict() for choice in choices]
-        text = json.dumps({"statistics": figures, "held_out": count, "choices": listed}, indent=1)
-        aside.write_text(text, encoding="utf-8")
+        content = {"statistics": figures, "held_out": count, "choices": listed}
+        content["given"] = _places(out, data, val, images)
+        aside.write_text(json.dumps(content, indent=1), encoding="utf-8")
     model = train(recipe, out, devices=1)  # few pictures; others would have to share the split
     if recipe.data.val and not math.isnan(Report.load(out).values["mask/AP"]):
         threshold = weights.load(model).overall
@@ -131,6 +133,54 @@ def finetune(
             highlight=False,
         )
     return model
+
+
+def require_same(
+    out: Path | str,
+    data: Path | str,
+    *,
+    val: Path | str | None = None,
+    images: Path | str | None = None,
+) -> None:
+    """Make sure that a run that goes on is one of this set; see `finetune` for the arguments.
+
+    What is None is not compared, nor is anything that the run folder does not tell.
+
+    Raises:
+        InputError: the run has another set, says which; or its ``finetune.json`` is damaged.
+    """
+    out = Path(out)
+    file = out / REPORT
+    try:
+        earlier = json.loads(file.read_text(encoding="utf-8")).get("given", {})
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, AttributeError):
+        raise InputError(f"{file}: damaged: start a new run in another folder") from None
+    for name, place in _places(out, data, val, images).items():
+        if place is not None and name in earlier and earlier[name] != place:
+            was = "not given" if earlier[name] is None else (out / earlier[name]).resolve()
+            raise InputError(
+                f"{out}: --{name} was {was} and is {(out / place).resolve()}: a resumed run must "
+                "be the same run: put it back, or choose another folder with --out"
+            )
+
+
+def _places(
+    out: Path, data: Path | str, val: Path | str | None, images: Path | str | None
+) -> dict[str, str | None]:
+    """Where a run's data is, as seen from its folder: both may be moved together."""
+
+    def place(path: Path | str | None) -> str | None:
+        if path is None:
+            return None
+        there = Path(path).resolve()
+        try:
+            return Path(os.path.relpath(there, out.resolve())).as_posix()
+        except ValueError:  # on another drive
+            return str(there)
+
+    return {"data": place(data), "val": place(val), "images": place(images)}
 
 
 def measure(dataset: CocoSet) -> dict[str, Any]:
