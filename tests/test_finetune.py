@@ -461,6 +461,16 @@ def test_mistakes_are_one_line(mistake: Callable[..., str], tmp_path: Path, toy_
     assert "no such" in mistake(*preset, "--data", tmp_path / "none.json", *out)
     wrong = mistake(*preset, "--data", toy_set / "train.json", "--set", "train.speed=1", *out)
     assert "train.speed" in wrong
+    for setting, option in (
+        (f"data.train={toy_set / 'val.json'}", "--data"),
+        (f"data.val={toy_set / 'val.json'}", "--val"),
+        ("data.val=null", "--val"),
+        ("data.images=images", "--images"),
+        ("data={}", "--data, --val and --images"),
+    ):
+        wrong = mistake(*preset, "--data", toy_set / "train.json", "--set", setting, *out)
+        assert wrong.startswith(f"error: --set {setting}: ")
+        assert f"give {option}" in wrong
     assert not (tmp_path / "run").exists()
     (tmp_path / "run").mkdir()
     (tmp_path / "run/notes.txt").write_text("mine")

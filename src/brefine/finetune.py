@@ -34,6 +34,14 @@ from brefine.train import PREPARED, train
 
 SPLIT, REPORT = PREPARED  # what this module leaves in a run folder
 
+#: values that have arguments of their own, which decide more than the recipe
+GIVEN = {
+    "data.train": "--data",
+    "data.val": "--val",
+    "data.images": "--images",
+    "data": "--data, --val and --images, and set the rest key by key",
+}
+
 # Sizes are pixels at the network's input; an object's size is the root of its mask's area.
 SMALL, LARGE = 28, 224  # a quarter of the objects may be below: 7 and 56 cells of the features
 GROWTH = 2.0  # most by which pictures are enlarged: there is no more to see
@@ -88,8 +96,12 @@ def finetune(
         The model folder to use.
 
     Raises:
-        InputError: the set cannot be used, or the run folder is in use.
+        InputError: the set cannot be used, the run folder is in use, or a setting is wrong or
+            says which set.
     """
+    for setting in settings:
+        if option := GIVEN.get(setting.partition("=")[0].strip()):
+            raise InputError(f"--set {setting}: with --preset finetune, give {option} instead")
     out = Path(out)
     if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - {*PREPARED}):
         raise InputError(f"{out}: there is something already: choose another folder with --out")
