@@ -413,11 +413,11 @@ def test_a_set_to_validate_on_leaves_every_picture_to_learn_from(
     def stop(recipe: Recipe, out: Path, *, devices: int) -> Path:
         assert devices == 1
         seen.append(recipe)
-        raise InputError("enough")
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(module, "train", stop)
     for _ in range(2):  # what a run left that ended before it began is replaced
-        with pytest.raises(InputError, match="enough"):
+        with pytest.raises(KeyboardInterrupt):
             finetune(toy_set / "train.json", tmp_path / "run", val=toy_set / "val.json")
     assert seen[0] == seen[1]
     assert (seen[0].data.train, seen[0].data.val) == (toy_set / "train.json", toy_set / "val.json")
@@ -478,6 +478,20 @@ def test_mistakes_are_one_line(mistake: Callable[..., str], tmp_path: Path, toy_
     moved = tmp_path / "moved.json"
     shutil.copy(toy_set / "train.json", moved)
     assert "no such picture" in mistake(*preset, "--data", moved, "--out", tmp_path / "other")
+
+
+def test_a_run_that_is_refused_leaves_nothing(
+    mistake: Callable[..., str], tmp_path: Path, eight: Path
+) -> None:
+    asked = ["--preset", "finetune", "--data", eight / "train.json"]
+    for setting in TINY_SETTINGS:
+        asked += ["--set", setting]
+    asked += ["--set", "model.weights=nosuch"]
+    assert "nosuch: no such file" in mistake(*asked, "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
+    mistake(*asked, "--out", tmp_path / "run")
+    assert not [*(tmp_path / "run").iterdir()]
 
 
 @pytest.mark.parametrize("going_on", ["--resume", "--auto-resume"])

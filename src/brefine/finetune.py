@@ -105,6 +105,7 @@ def finetune(
     out = Path(out)
     if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - {*PREPARED}):
         raise InputError(f"{out}: there is something already: choose another folder with --out")
+    new = not out.exists()
     dataset = read(data, images, split="train")
     require_pictures(dataset)
     figures = measure(dataset)
@@ -136,7 +137,15 @@ def finetune(
         content = {"statistics": figures, "held_out": count, "choices": listed}
         content["given"] = _places(out, data, val, images)
         aside.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    model = train(recipe, out, devices=1)  # few pictures; others would have to share the split
+    try:
+        model = train(recipe, out, devices=1)  # few pictures; others would have to share the split
+    except InputError:
+        if {path.name for path in out.iterdir()} <= {*PREPARED}:  # before anything was learnt
+            shutil.rmtree(out / SPLIT, ignore_errors=True)
+            (out / REPORT).unlink()
+            if new:
+                out.rmdir()
+        raise
     if recipe.data.val and not math.isnan(Report.load(out).values["mask/AP"]):
         threshold = weights.load(model).overall
         console.print(
