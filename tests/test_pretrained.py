@@ -10,11 +10,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
-from brefine import pretrained
+from brefine import pretrained, weights
 from brefine.data.toy import CATEGORIES
 from brefine.methods import create
 from brefine.structures import Category, InputError
-from conftest import TINY
+from conftest import TINY, tiny_recipe
 
 
 def build(method: str = "brefine", num_classes: int = 4, **options: Any) -> nn.Module:
@@ -165,6 +165,19 @@ def test_start_without_a_common_class(tiny_model: Path) -> None:
         key = f"{layer}.weight"
         assert torch.equal(model.state_dict()[key], before[key])
     assert not torch.equal(model.state_dict()["rpn.conv.weight"], before["rpn.conv.weight"])
+
+
+def test_the_only_class_starts_as_the_only_class_whatever_their_names(tmp_path: Path) -> None:
+    weights.save(tmp_path / "one", build(num_classes=1), tiny_recipe(), [Category(4, "nucleus")])
+    theirs = load_file(tmp_path / "one/model.safetensors")
+    for name, line in (
+        ("object", "classes: object starts as nucleus, there is one here and one there"),
+        ("Nucleus", "classes: 1 of 1 re-used by name"),
+    ):
+        model = build(num_classes=1)
+        report = pretrained.start(model, tmp_path / "one", categories=[Category(1, name)])
+        assert report.splitlines()[1:] == [f"  {line}"]
+        assert all(torch.equal(value, theirs[key]) for key, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize(("source", "target"), [("mask_rcnn", "brefine"), ("brefine", "mask_rcnn")])

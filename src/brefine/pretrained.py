@@ -38,7 +38,8 @@ def start(
     """Fill a model with weights to start training from.
 
     Whatever fits by name and shape is re-used. The rows of classes are re-used class by class,
-    by name; the others keep their random start. A model that is refused is left as it was.
+    by name, or if there is one class here and one there; the others keep their random start. A
+    model that is refused is left as it was.
 
     Args:
         model: a new model; its options stay as they are.
@@ -310,8 +311,11 @@ def _fit_mask_head(state: State, own: State) -> State:
 def _match_classes(
     num_classes: int, known: Sequence[Category], categories: Sequence[Category] | None
 ) -> list[tuple[int, int]]:
-    """Pairs (our label, their label) of the same name; without names, of the same position."""
-    if categories is None:
+    """Pairs (our label, their label) of the same name; without names, of the same position.
+
+    Where each side has a single class, their names say little: ``object`` may well be a nucleus.
+    """
+    if categories is None or num_classes == len(known) == 1:
         return [(i, i) for i in range(num_classes)] if num_classes == len(known) else []
     label = {category.name.strip().casefold(): i for i, category in reversed([*enumerate(known)])}
     names = [category.name.strip().casefold() for category in categories]
@@ -367,6 +371,10 @@ def _describe_classes(
         if pairs:
             return f"classes: all {num_classes}, by position"
         return f"classes: none re-used, there are {len(known)} there and {num_classes} here"
+    if num_classes == len(known) == 1:
+        here, there = categories[0].name, known[0].name
+        if here.strip().casefold() != there.strip().casefold():
+            return f"classes: {here} starts as {there}, there is one here and one there"
     taken = {ours for ours, _ in pairs}
     fresh = [category.name for i, category in enumerate(categories) if i not in taken]
     text = f"classes: {len(taken)} of {num_classes} re-used by name"
