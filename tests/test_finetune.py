@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 import brefine
 from brefine import cli, pretrained, weights
+from brefine.checkpoints import changes
 from brefine.data.coco import CocoSet
 from brefine.data.toy import CATEGORIES, draw
 from brefine.finetune import (
@@ -30,6 +31,7 @@ from brefine.finetune import (
     finetune,
     held_out,
     measure,
+    read_start,
     require_same,
     settle,
 )
@@ -599,6 +601,67 @@ def test_training_may_start_from_a_shipped_model(box: Path) -> None:
     said = pretrained.start(model, "bugs", categories=CATEGORIES)
     state = model.state_dict()
     assert f"{len(state)} of {len(state)} tensors re-used" in said
+
+
+@pytest.mark.parametrize("method", ["brefine", "mask_rcnn", "yolact"])
+def test_a_model_to_start_from_decides_what_its_weights_fit(method: str, tmp_path: Path) -> None:
+    options = {"channels": 48, "detector": {"fpn_norm": "none", "delta": 0.3, "detections": 7}}
+    values = {"model": {"method": method, "options": options}, "train": {"steps": 1, "lr": 1}}
+    recipe = Recipe.parse(values, "test")
+    folder = tmp_path / "model"
+    folder.mkdir()
+    recipe.save(folder / "recipe.yaml")
+    (folder / "model.safetensors").touch()  # is not looked at
+    figures, asked = figures_of(crowd=200), [f"model.weights={folder}"]
+    choices, found = settle(figures, asked, held_out=8, validates=True)
+    assert found.model.method == method
+    free = {f"model.options.detector.{key}" for key in ("candidates", "proposals", "detections")}
+    both = (r.model.every_option() for r in (recipe, found))
+    differ = changes(*({"model": {"options": each}} for each in both))
+    assert {"model.options.detector.detections"} <= {*differ} <= free
+    assert differ["model.options.detector.detections"] == (7, 250)
+    start = "as in the model that training starts from"
+    lines = describe(figures, choices, found, held_out=8)
+    assert f"  model.method = {method}: {start}" in lines
+    assert f"  model.options.channels = 48: {start}" in lines
+    assert any("stages" in line for line in lines) == (method == "brefine")
+    # What is said goes first, and what hangs on it follows.
+    asked += ["model.options.channels=16", "model.options.detector.detections=300"]
+    choices, found = settle(figures, asked, held_out=8, validates=True)
+    assert found.model.options["channels"] == 16
+    assert found.model.options["detector"]["detections"] == 300
+    lines = describe(figures, choices, found, held_out=8)
+    assert "  model.options.channels = 16: as you said" in lines
+
+
+def test_another_method_that_is_said_takes_no_options_of_the_model(box: Path) -> None:
+    asked = ["model.weights=bugs", "model.method=mask_rcnn", "model.options={channels: 32}"]
+    assert read_start(asked[:1]) == read_start(['model.weights="bugs"'])
+    assert read_start(asked[:1])
+    assert not read_start(asked)
+    _, recipe = settle(figures_of(), asked, held_out=8, validates=True)
+    assert (recipe.model.method, recipe.model.options) == ("mask_rcnn", {"channels": 32})
+
+
+def test_the_preset_starts_from_a_shipped_model_as_a_whole(
+    box: Path, eight: Path, tmp_path: Path, capsys: Any
+) -> None:
+    asked = [setting for setting in TINY_SETTINGS if not setting.startswith("model.")]
+    asked += ["model.weights=bugs", "train.steps=1"]
+    finetune(eight / "train.json", tmp_path / "run", val=eight / "val.json", settings=asked)
+    count = len(load_file(box / "bugs/model.safetensors"))
+    said = capsys.readouterr().err
+    assert f"{count} of {count} tensors re-used" in said
+    assert "not re-used" not in said
+
+
+def test_a_folder_without_a_model_is_nothing_to_start_from(
+    mistake: Callable[..., str], toy_set: Path, tmp_path: Path
+) -> None:
+    asked = ("--preset", "finetune", "--data", toy_set / "train.json", "--out", tmp_path / "run")
+    wrong = mistake(*asked, "--set", f"model.weights={toy_set}")
+    assert f"{toy_set}: has no model.safetensors: not a model folder" in wrong
+    assert not (tmp_path / "run").exists()
 
 
 def test_models_of_this_package_are_small_and_have_a_card() -> None:

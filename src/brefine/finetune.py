@@ -28,7 +28,7 @@ from brefine.data.stats import CELL, STRIDE, stats
 from brefine.evaluate import Report
 from brefine.files import replacing
 from brefine.progress import console
-from brefine.recipe import Recipe
+from brefine.recipe import Recipe, parse_yaml
 from brefine.structures import InputError
 from brefine.train import PREPARED, train
 
@@ -54,6 +54,7 @@ HELD_OUT, MOST_HELD_OUT = 0.2, 50
 PASSES, STEPS = 60, (400, 2000)  # over the pictures; and the fewest and the most steps
 EVALUATIONS, PATIENCE = 10, 4  # of a whole training; without a better one before it ends
 MANY = 200  # pictures from which on a set is no small one
+DETECTIONS = "model.options.detector.detections"  # suits the set, whatever training starts from
 RARE = 20  # times as many objects in the largest class as in the smallest
 
 
@@ -249,12 +250,40 @@ def settle(
     Raises:
         InputError: a setting is wrong.
     """
-    free = choose(figures, held_out=held_out, validates=validates, gpu=gpu)
-    plain = compose(free)
+    start = read_start(settings)
+    free = choose(figures, held_out=held_out, validates=validates, gpu=gpu, start=start)
+    plain = compose(free, start)
     differ = changes(plain.model_dump(), plain.with_settings(settings).model_dump())
     said = {key: new for key, (_, new) in differ.items()}
-    choices = choose(figures, held_out=held_out, validates=validates, gpu=gpu, said=said)
-    return choices, compose(choices).with_settings(settings)
+    choices = choose(
+        figures, held_out=held_out, validates=validates, gpu=gpu, said=said, start=start
+    )
+    return choices, compose(choices, start).with_settings(settings)
+
+
+def read_start(settings: Sequence[str]) -> dict[str, Any] | None:
+    """Method and all options of the model that training starts from.
+
+    None if it starts from something else, or is to be of another method.
+
+    Args:
+        settings: of which ``model.weights`` and ``model.method`` count; see
+            ``Recipe.with_settings``.
+
+    Raises:
+        InputError: it is a folder, but not of a model.
+    """
+    said = {}
+    for setting in settings:
+        key, _, text = setting.partition("=")
+        said[key.strip()] = str(parse_yaml(text, f"--set {setting}"))
+    source = said.get("model.weights", "none")
+    if source in ("none", "imagenet") or not weights.locate(source).is_dir():
+        return None
+    model = weights.read_recipe(source).model
+    if said.get("model.method", model.method) != model.method:
+        return None
+    return {"method": model.method, "options": model.every_option()}
 
 
 def choose(
@@ -264,6 +293,7 @@ def choose(
     validates: bool,
     gpu: bool = False,
     said: Mapping[str, Any] | None = None,
+    start: Mapping[str, Any] | None = None,
 ) -> list[Choice]:
     """The recipe for a set, value by value.
 
@@ -273,12 +303,16 @@ def choose(
         validates: whether there is a set to validate on.
         gpu: whether there is one.
         said: values that are not to be chosen, by path; others follow from them.
+        start: of `read_start`: its values are not chosen either, but what is said goes first.
     """
     said = said or {}
+    known = {key: value for key, (_, value) in changes({}, {"model": start or {}}).items()}
+    known.pop(DETECTIONS, None)
 
     def own(key: str, value: Any) -> Any:
-        """What was said, or else the choice."""
+        """What was said, or else is known of the model, or else the choice."""
         there = said.get(key)
+        there = known.get(key) if there is None else there
         return value if there is None else there
 
     pictures = figures["pictures"] - held_out
@@ -303,7 +337,7 @@ def choose(
     anchor = 2.0 ** min(3, max(1, round(math.log2(small / STRIDE))))
     anchor = own("model.options.detector.anchor_scale", anchor)
     most = math.ceil(1.25 * figures["objects_a_picture"]["max"] / 50) * 50
-    detections = own("model.options.detector.detections", min(500, max(100, most)))
+    detections = own(DETECTIONS, min(500, max(100, most)))
     channels = own("model.options.channels", 64 if pictures < MANY else 96)
 
     batch = min(4 if (crop or side) <= CROP else 2, pictures)
@@ -329,7 +363,7 @@ def choose(
         ),
         Choice(
             "model.options.backbone",
-            "tf_efficientnet_lite0",
+            own("model.options.backbone", "tf_efficientnet_lite0"),
             "small enough for any machine, and its weights come in a package",
         ),
         Choice(
@@ -350,7 +384,7 @@ def choose(
             f"the smallest anchor is {anchor * STRIDE:.0f} pixels, small objects are {small:.0f}",
         ),
         Choice(
-            "model.options.detector.detections",
+            DETECTIONS,
             detections,
             f"there are up to {figures['objects_a_picture']['max']} objects a picture",
         ),
@@ -383,7 +417,13 @@ def choose(
                 f"training ends when {PATIENCE} evaluations found nothing better",
             ),
         ]
-    return [one._replace(why="as you said") if one.key in said else one for one in chosen]
+    if start:  # another method may have other options
+        there = {*known, DETECTIONS}
+        chosen = [e for e in chosen if e.key in there or not e.key.startswith("model.")]
+        chosen.insert(0, Choice("model.method", start["method"], ""))
+    reasons = dict.fromkeys(known, "as in the model that training starts from")
+    reasons |= dict.fromkeys(said, "as you said")
+    return [one._replace(why=reasons.get(one.key, one.why)) for one in chosen]
 
 
 def scale_of(figures: dict[str, Any], short_side: int, long_side: int) -> float:
@@ -423,9 +463,10 @@ FIXED: dict[str, Any] = {
 }
 
 
-def compose(choices: Sequence[Choice]) -> Recipe:
-    """The recipe that the choices make, without data."""
-    values: dict[str, Any] = json.loads(json.dumps({"data": {}, **FIXED}))  # a copy
+def compose(choices: Sequence[Choice], start: Mapping[str, Any] | None = None) -> Recipe:
+    """The recipe that the choices make, without data, with the model of `read_start` if given."""
+    model = {**start, "weights": "none"} if start else FIXED["model"]
+    values: dict[str, Any] = json.loads(json.dumps({"data": {}, **FIXED, "model": model}))  # a copy
     for key, value, _ in choices:
         *sections, name = key.split(".")
         place = values
@@ -435,8 +476,9 @@ def compose(choices: Sequence[Choice]) -> Recipe:
     detector = values["model"]["options"]["detector"]
     most = detector["detections"]
     # Twice as many proposals as objects that may be there, and twice as many candidates.
-    detector["proposals"] = (max(300, most), max(200, 2 * most))
-    detector["candidates"] = (max(500, 2 * most), max(300, 2 * most))
+    if not start or "proposals" in detector:
+        detector["proposals"] = (max(300, most), max(200, 2 * most))
+        detector["candidates"] = (max(500, 2 * most), max(300, 2 * most))
     return Recipe.parse(values, "finetune")
 
 

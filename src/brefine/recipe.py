@@ -131,6 +131,12 @@ class ModelRecipe(Section):
         checked = options_of(METHODS[info.data["method"]]).model_validate(options)
         return checked.model_dump(exclude_unset=True)
 
+    def every_option(self) -> dict[str, Any]:
+        """``options``, defaults included."""
+        from brefine.methods import METHODS
+
+        return options_of(METHODS[self.method]).model_validate(self.options).model_dump()
+
 
 class DataRecipe(Section):
     """Which pictures, in which order, and how training changes them (``docs/data.md``).

@@ -184,6 +184,15 @@ def load(folder: Path | str, device: torch.device | str = "cpu") -> Model:
     return Model(segmenter, recipe, categories, thresholds, overall, calibration)
 
 
+def read_recipe(folder: Path | str) -> Recipe:
+    """The recipe of a model folder, or of a model that comes with the package.
+
+    Raises:
+        InputError: no model folder, or a faulty recipe.
+    """
+    return Recipe.load(_model_file(locate(folder)).parent / FILES[1])
+
+
 def _model_file(folder: Path) -> Path:
     """The weights inside a model folder that has all its files."""
     if not folder.is_dir():
