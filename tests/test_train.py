@@ -290,8 +290,13 @@ def test_the_demo_makes_a_table_and_a_page_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "PICTURES", (4, 2))
     monkeypatch.setattr(demo, "MODEL", {"options": MODEL})
     out = tmp_path / "demo"
-    for _ in range(2):  # an earlier demo is replaced
-        demo.run(out, steps=1)
+    demo.run(out, steps=1)
+    shutil.rmtree(out / "toy")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/train.json").write_text("mine")
+    (out / "toy").symlink_to(tmp_path / "elsewhere")
+    demo.run(out, steps=1)  # an earlier demo is replaced, but nothing behind a link
+    assert (tmp_path / "elsewhere/train.json").read_text() == "mine"
     page = (out / "report.html").read_text()
     assert "BRefine" in page
     assert "http" not in page.replace("http://www.w3.org", "")

@@ -73,11 +73,12 @@ def run(out: Path | str, *, seed: int = 0, steps: int | None = None) -> None:
     there = {path.name for path in out.iterdir()} if out.is_dir() else set()
     if (out.exists() and not out.is_dir()) or there - _made() or (there and MARK not in there):
         raise InputError(f"{out}: there is something already: choose another folder with --out")
-    for name in _made() - {MARK}:
-        if (out / name).is_dir():
-            shutil.rmtree(out / name)
-        (out / name).unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
+    for name in _made() - {MARK}:
+        if (out / name).is_dir() and not (out / name).is_symlink():
+            shutil.rmtree(out / name)
+        else:
+            (out / name).unlink(missing_ok=True)
     (out / MARK).write_text("Made by brefine demo; the next one replaces this folder.\n")
     count, held_out = PICTURES
     toy.draw(out / "toy", train=count, val=held_out, seed=seed)

@@ -190,8 +190,8 @@ SETS = ("coco", "lvis", "cityscapes")
 #: shown as well, for which the paper has no figures
 MORE = ("boundary/AP", "given_boxes/mask_iou", "given_boxes/boundary_iou")
 
-#: Options of the paper's recipes that small scale leaves out: at 0.3 many objects of pictures this
-#: small would have no anchor, and 600 steps are few for deltas that move slowly.
+#: options of the paper's recipes that small scale leaves out: what they do there has not been
+#: measured, and stored results are without them
 FULL = ("rpn_low_quality", "rpn_delta_weights")
 #: a trunk, heads and schedule for a machine without a GPU; the same for every method
 SMALL: dict[str, dict[str, Any]] = {
