@@ -19,9 +19,14 @@ def benchmark_module(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     module = importlib.import_module("finetune")
     monkeypatch.setattr(module.torch, "set_num_threads", lambda _: None)  # as conftest has it
     preset, with_settings = module.finetune, Recipe.with_settings
-    monkeypatch.setattr(
-        module, "finetune", lambda *a, settings, **k: preset(*a, settings=settings + tiny, **k)
-    )
+    module.pasted = {}
+
+    def tiny_preset(data: Path, out: Path, *, settings: list[str], **others: Any) -> Path:
+        model: Path = preset(data, out, settings=settings + tiny, **others)
+        module.pasted[out.name] = Recipe.load(out / "recipe.yaml").data.copy_paste
+        return model
+
+    monkeypatch.setattr(module, "finetune", tiny_preset)
     tiny = [*TINY_SETTINGS, "train.steps=2"]
     monkeypatch.setattr(
         Recipe, "with_settings", lambda self, settings: with_settings(self, [*settings, *tiny])
@@ -60,8 +65,8 @@ def test_variants_run_and_stand_in_the_table(
     points = 100 * (stored["defaults"]["mask/AP"] - stored["preset"]["mask/AP"])
     assert cells["defaults"][at] == f"{points:+.1f}"
     assert cells["preset"][at] == "-"
-    pasted = Recipe.load(tmp_path / "work/set-6-copy_paste-0/recipe.yaml")
-    assert pasted.data.copy_paste == 0.5
+    assert benchmark_module.pasted == {"set-6-copy_paste-0": 0.5, "set-6-preset-0": 0.0}
+    assert not [place for place in (tmp_path / "work").iterdir() if place.is_dir()]
     found = json.loads((tmp_path / "results/set-6-preset-0.json").read_text())
     assert found["steps"] == 2
     assert found["test_pictures"] == 2

@@ -8,8 +8,8 @@ recipes/brefine_lite0.yaml as it is, on all of them; ``preset`` is what `brefine
 finetune` does with them, which holds some out by itself; the other ``VARIANTS`` are the preset with
 something set by hand, and run when --only names them. All are measured on TEST.json, which none
 sees. One json a run goes to benchmarks/quality/results/finetune; runs that have one are skipped,
-and interrupted ones go on from their checkpoint. Then the table in docs/finetune.md is made anew
-from all jsons; --table does only that. One thread, of one class.
+and interrupted ones go on from their checkpoint; a finished run's folder is removed. Then the table
+in docs/finetune.md is made anew from all jsons; --table does only that. One thread, of one class.
 """
 
 from __future__ import annotations
@@ -141,6 +141,7 @@ def run(options: argparse.Namespace, pictures: int, seed: int, variant: str) -> 
     }
     with replacing(result) as aside:
         aside.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    shutil.rmtree(out)  # or a run after a change of the preset's rules would find this model
 
 
 def draw(source: Path, target: Path, pictures: int, seed: int) -> Path:
