@@ -90,3 +90,19 @@ def test_says_why_a_method_is_not_exported(method: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"{method} cannot be exported, because"):
         export(tmp_path / "model", tmp_path / "model.onnx")
     assert weights.load(tmp_path / "model").segmenter.num_classes == len(CATEGORIES)
+
+
+def test_says_why_a_margin_is_not_exported(tmp_path: Path) -> None:
+    options = {**OPTIONS, "detector": {**OPTIONS["detector"], "mask_margin": 0.1}}
+    recipe = Recipe.parse(
+        {
+            "model": {"method": "mask_rcnn", "options": options},
+            "train": {"steps": 1, "lr": 0.001},
+        },
+        "x",
+    )
+    model: Any = create("mask_rcnn", len(CATEGORIES), **recipe.model.options)
+    weights.save(tmp_path / "model", model, recipe, CATEGORIES)
+    with pytest.raises(InputError, match="model with mask_margin cannot be exported, because"):
+        export(tmp_path / "model", tmp_path / "model.onnx")
+    assert not (tmp_path / "model.onnx").exists()

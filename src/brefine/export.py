@@ -247,6 +247,11 @@ def export(folder: Path | str, out: Path | str, format: str = "onnx") -> Parity:
             f"{folder}: {method} cannot be exported, because what is written follows the flow of "
             "two stages: predict from the model folder"
         )
+    if model.segmenter.detector.mask_margin:
+        raise InputError(
+            f"{folder}: a model with mask_margin cannot be exported, because masks in the file end "
+            "with the box that was detected: predict from the model folder"
+        )
     data = model.recipe.data
     metadata = {
         "format": "brefine",

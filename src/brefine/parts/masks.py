@@ -233,7 +233,7 @@ def paste(
 
 
 @torch.no_grad()
-def boxes_around(logits: Tensor, span: Tensor) -> Tensor:
+def boxes_around(logits: Tensor, spans: Tensor) -> Tensor:
     """The boxes that hold just what `paste` makes of logits.
 
     Bilinear logits are above 0 somewhere along a line only if they are so on a row of the grid,
@@ -242,7 +242,7 @@ def boxes_around(logits: Tensor, span: Tensor) -> Tensor:
 
     Args:
         logits: ``[N, h, w]``.
-        span: ``[4]`` xyxy pixels, what they all span.
+        spans: ``[4]`` xyxy pixels, what they all span, or ``[N, 4]``, what each does.
 
     Returns:
         ``[N, 4]`` xyxy pixels, zeros where no logit is above 0.
@@ -262,8 +262,9 @@ def boxes_around(logits: Tensor, span: Tensor) -> Tensor:
         high = torch.where(falls, place, 0).flatten(1)
         low = torch.cat([low, torch.where(inside[..., 0], 0.0, length)], 1).amin(1)
         high = torch.cat([high, torch.where(inside[..., -1], float(length), 0)], 1).amax(1)
-        start, stop = span[2 - axis], span[4 - axis]
-        sides.append(torch.stack([low, high], 1) * ((stop - start) / length) + start)
+        start, stop = spans[..., 2 - axis], spans[..., 4 - axis]
+        cell = (stop - start) / length
+        sides.append(torch.stack([low * cell + start, high * cell + start], 1))
     x, y = sides
     boxes = torch.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], 1)
     return torch.where((logits > 0).flatten(1).any(1)[:, None], boxes, 0)
@@ -385,6 +386,8 @@ def touching(instances: Instances, records: Sequence[Mapping[str, Any]]) -> Tens
     """
     size = instances.size
     rois = enlarge(_scaled_boxes(instances, size), instances.margin)
+    if instances.spans is not None:
+        rois = instances.spans.cpu().double()
     found = [decode(record["segmentation"], size).box() for record in records]
     masks = torch.tensor(found).reshape(-1, 4)
     limit = torch.tensor([size[1], size[0]])

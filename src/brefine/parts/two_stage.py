@@ -13,8 +13,8 @@ from brefine import losses
 from brefine.parts import roi
 from brefine.parts.backbone import Backbone
 from brefine.parts.box_head import DELTA_WEIGHTS, Boxes, BoxHead, Round, detect
-from brefine.parts.boxes import CONVENTIONS, Convention, enlarge
-from brefine.parts.masks import crop, read_points, share_inside
+from brefine.parts.boxes import CONVENTIONS, Convention, clip, enlarge
+from brefine.parts.masks import boxes_around, crop, read_points, share_inside
 from brefine.parts.rpn import RPN
 from brefine.ranges import STRICT, NotNegative, Positive, Probability, Scale, Stages
 from brefine.structures import Bitmaps, Images, Instances
@@ -155,6 +155,9 @@ class Detector:
         add_truth: objects' own boxes join the proposals in training.
         box_hidden: width of the box head.
         mask_rois: positives a batch that the mask head learns from; None: all.
+        mask_margin: share of a box's sides by which the RoI of its mask is larger, on every side,
+            in training, too; a detection's box is then the one around its mask. 0: RoIs are boxes
+            and detections have those of the box head, as in the paper.
         score_threshold: of detections.
         nms: IoU threshold of detections.
         detections: most kept a picture.
@@ -181,6 +184,7 @@ class Detector:
     add_truth: bool = True
     box_hidden: Positive = 1024
     mask_rois: Positive | None = 200
+    mask_margin: Probability = 0.0
     score_threshold: Probability = 0.05
     nms: Probability = 0.5
     detections: Positive = 100
@@ -316,6 +320,7 @@ class TwoStage(nn.Module):
         """Mask losses of a round by name, scalars."""
         positive = self._mask_rois(each.rois.labels)
         rows, labels = each.rois.rows[positive], each.rois.labels[positive]
+        rows = torch.cat([rows[:, :1], enlarge(rows[:, 1:], self.detector.mask_margin)], 1)
         truth = Truth(rows, each.rois.index[positive], targets, self.convention)
         learnt = cast(MaskHead, self.mask_head).loss(features, rows, labels, truth, stage)
         weights = each.scores[positive] if self.ranking else rows.new_ones(len(rows))
@@ -355,7 +360,8 @@ class TwoStage(nn.Module):
             images: the batch.
             given: boxes and labels to predict masks for, instead of detecting.
             features: of this batch, by `features`, if they are there already.
-            margin: share of a box's sides by which the RoI of its mask is larger, on every side.
+            margin: share of a box's sides by which the RoI of its mask is larger, on every side, on
+                top of the detector's ``mask_margin``.
         """
         features = self.features(images) if features is None else features
         asked = given is not None
@@ -364,7 +370,8 @@ class TwoStage(nn.Module):
             proposed: tuple[list[Tensor], list[Tensor], list[Tensor]] = self.rpn(pyramid)
             proposals = self.rpn.propose(*proposed, images.sizes, training=False)
             given = detect(self.box_head, features, proposals, images.sizes)
-        rows = roi.rows([enlarge(instances.boxes, margin) for instances in given])
+        own = self.detector.mask_margin
+        rows = roi.rows([enlarge(instances.boxes, own + margin) for instances in given])
         labels = torch.cat([instances.labels for instances in given])
         logits = self._masks(features, rows, labels)
         quality = None if asked else self.quality(features, rows, labels, logits)
@@ -372,6 +379,13 @@ class TwoStage(nn.Module):
         for instances, count in zip(given, counts, strict=True):
             mine = slice(start, start + count)
             found.append(replace(instances, logits=logits[mine], margin=margin))
+            if own:
+                spans, boxes = rows[mine, 1:], instances.boxes
+                if not asked:
+                    around = clip(boxes_around(logits[mine], spans), images.sizes[len(found) - 1])
+                    drawn = (around[:, 2:] > around[:, :2]).all(1, keepdim=True)
+                    boxes = torch.where(drawn, around, boxes)
+                found[-1] = replace(found[-1], boxes=boxes, spans=spans)
             if quality is not None and instances.scores is not None:
                 scores = (instances.scores * quality[mine]).clamp(0, 1)
                 best = scores.sort(descending=True, stable=True).indices
