@@ -232,8 +232,8 @@ def export(folder: Path | str, out: Path | str, format: str = "onnx") -> Parity:
         How far they are apart.
 
     Raises:
-        InputError: no model, another suffix, a package is missing, the file would find
-            something else, or it cannot be written.
+        InputError: no model or none of those that can be exported, another suffix, a package is
+            missing, the file would find something else, or it cannot be written.
     """
     out = Path(out)
     check_name(out, format)

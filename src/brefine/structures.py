@@ -175,7 +175,8 @@ class Instances:
             ``boxes``, or more:
         margin: the share of a box's sides by which the mask reaches beyond it, on every side.
         spans: ``[N, 4]`` xyxy pixels, what the logits span where a method predicts them for
-            more than the box (the whole picture); a mask still ends at its box and the margin.
+            more than the box (a larger RoI, the whole picture); a mask still ends at its box and
+            the margin.
         semantic: labels only: ``[H, W]`` uint8, the class of each pixel of things and stuff in a
             table of its own, 255 where nobody said; None without such maps.
     """

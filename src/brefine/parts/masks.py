@@ -373,9 +373,10 @@ def to_records(
 def touching(instances: Instances, records: Sequence[Mapping[str, Any]]) -> Tensor:
     """Which masks reach the edge of the RoI that they were predicted in: they may be cut there.
 
-    A side of the RoI that lies outside of the picture or on its border does not count. With
-    tight boxes and no ``margin`` every good mask reaches the edge: that is what a tight box is.
-    With a margin, a mask that does is cut off, or the box was far too small.
+    The RoI is the box with its margin, or what the logits span (``Instances.spans``). A side of
+    it that lies outside of the picture or on its border does not count. With tight boxes and no
+    ``margin`` every good mask reaches the edge: that is what a tight box is. With a margin, a mask
+    that does is cut off, or the box was far too small.
 
     Args:
         instances: objects with ``logits``, in the frame of their picture.

@@ -376,16 +376,22 @@ class TwoStage(nn.Module):
         logits = self._masks(features, rows, labels)
         quality = None if asked else self.quality(features, rows, labels, logits)
         counts, found, start = [len(instances) for instances in given], [], 0
-        for instances, count in zip(given, counts, strict=True):
+        for instances, count, size in zip(given, counts, images.sizes, strict=True):
             mine = slice(start, start + count)
-            found.append(replace(instances, logits=logits[mine], margin=margin))
-            if own:
-                spans, boxes = rows[mine, 1:], instances.boxes
-                if not asked:
-                    around = clip(boxes_around(logits[mine], spans), images.sizes[len(found) - 1])
-                    drawn = (around[:, 2:] > around[:, :2]).all(1, keepdim=True)
-                    boxes = torch.where(drawn, around, boxes)
-                found[-1] = replace(found[-1], boxes=boxes, spans=spans)
+            spans, boxes = rows[mine, 1:], instances.boxes
+            if own and not asked:
+                around = clip(boxes_around(logits[mine], spans), size)
+                drawn = (around[:, 2:] > around[:, :2]).all(1, keepdim=True)
+                boxes = torch.where(drawn, around, boxes)
+            found.append(
+                replace(
+                    instances,
+                    boxes=boxes,
+                    logits=logits[mine],
+                    margin=margin,
+                    spans=spans if own else None,
+                )
+            )
             if quality is not None and instances.scores is not None:
                 scores = (instances.scores * quality[mine]).clamp(0, 1)
                 best = scores.sort(descending=True, stable=True).indices
