@@ -46,6 +46,7 @@ from brefine.int8 import export_int8
 from brefine.jobs import PLACES
 from brefine.methods import create
 from brefine.metrics.calibration import Calibration
+from brefine.parts.masks import bound
 from brefine.parts.two_stage import Detector
 from brefine.predict import Predictor
 from brefine.recipe import Recipe
@@ -73,7 +74,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "dilations": [1, 2],
         "detector": {**OPTIONS["detector"], "rpn_delta_weights": [2, 2, 1, 1]},
     },
-    "mask_rcnn": {},
+    "margined": {"detector": {**OPTIONS["detector"], "mask_margin": 0.1}},
 }
 CALIBRATION = Calibration((0.0, 0.3, 1.0), (0.0, 0.6, 1.0))
 
@@ -82,7 +83,8 @@ CALIBRATION = Calibration((0.0, 0.3, 1.0), (0.0, 0.6, 1.0))
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Model folders whose scores and masks differ: the last layers have large weights."""
     made = {}
-    for method, small in SMALL.items():
+    for name, small in SMALL.items():
+        method = "brefine" if name == "brefine" else "mask_rcnn"
         torch.manual_seed(1)
         recipe = Recipe.parse(
             {
@@ -101,9 +103,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             (model.mask_head.logits, 30),
         ):
             layer.weight.data *= scale
-        made[method] = tmp_path_factory.mktemp("models") / method
+        made[name] = tmp_path_factory.mktemp("models") / name
         weights.save(
-            made[method],
+            made[name],
             model,
             recipe,
             CATEGORIES,
@@ -145,11 +147,12 @@ def onnx_file(exports: Callable[[str], Made]) -> Made:
     return exports("brefine")
 
 
-@pytest.fixture(params=[".onnx", ".xml"])
-def pair(request: pytest.FixtureRequest, onnx_file: Made) -> tuple[Path, Path]:
-    """A model folder and an exported file."""
-    folder, file, _ = onnx_file
-    return folder, file.with_suffix(request.param)
+@pytest.fixture(params=["brefine.onnx", "brefine.xml", "margined.onnx", "margined.xml"])
+def pair(request: pytest.FixtureRequest, exports: Callable[[str], Made]) -> tuple[Path, Path]:
+    """A model folder and an exported file; one model with ``mask_margin``."""
+    name, suffix = request.param.split(".")
+    folder, file, _ = exports(name)
+    return folder, file.with_suffix(f".{suffix}")
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -190,12 +193,21 @@ def test_finds_what_the_model_finds_in_batches_of_any_size(pair: tuple[Path, Pat
         images = Images.stack(pictures)
         with torch.inference_mode():
             expected = model.predict(images)
-        boxes, labels, scores, of, logits = session(
+        boxes, labels, scores, of, logits, *spans = session(
             images.pixels.numpy(), images.sizes.numpy(), session.least
         )
         assert len(boxes) == sum(map(len, expected)) > 0
+        assert len(spans) == (folder.name == "margined")
         for i, one in enumerate(expected):
-            np.testing.assert_allclose(boxes[of == i], one.boxes.numpy(), atol=0.01)
+            here = boxes[of == i]
+            if spans:  # where rounding decides on a cell, the box around the mask jumps
+                assert one.spans is not None
+                np.testing.assert_allclose(spans[0][of == i], one.spans.numpy(), atol=0.01)
+                read = [torch.from_numpy(part[of == i]) for part in (boxes, logits, spans[0])]
+                np.testing.assert_allclose(here, bound(*read, images.sizes[i]), atol=1e-3)
+                assert (np.abs(here - one.boxes.numpy()) < 0.01).mean() > 0.9
+            else:
+                np.testing.assert_allclose(here, one.boxes.numpy(), atol=0.01)
             assert labels[of == i].tolist() == one.labels.tolist()
             np.testing.assert_allclose(scores[of == i], one.scores.numpy(), atol=1e-5)
             np.testing.assert_allclose(logits[of == i], one.logits.numpy(), atol=1e-3)
@@ -208,7 +220,7 @@ def test_finds_what_the_model_finds_in_batches_of_any_size(pair: tuple[Path, Pat
         assert len(one[0]) == 1
         assert float(one[2][0]) == best
         none = session(images.pixels.numpy(), images.sizes.numpy(), 1.0)
-        assert [each.shape[0] for each in none] == [0] * 5
+        assert [each.shape[0] for each in none] == [0] * (5 + len(spans))
 
 
 def test_is_a_model_like_any_other(pair: tuple[Path, Path]) -> None:
@@ -399,10 +411,14 @@ def answers(model: Any, change: Callable[[Instances], Instances] = lambda found:
         found = model.predict(Images(torch.from_numpy(pixels), torch.from_numpy(sizes)))
         model.box_head.score_threshold = usual
         found = [change(one) if len(one) else one for one in found]
-        fields = [(one.boxes, one.labels, one.scores, one.logits) for one in found]
-        boxes, labels, scores, logits = map(torch.cat, zip(*fields, strict=True))
+        fields = [
+            (one.boxes, one.labels, one.scores, one.logits)
+            + (() if one.spans is None else (one.spans,))
+            for one in found
+        ]
+        boxes, labels, scores, *rest = map(torch.cat, zip(*fields, strict=True))
         of = torch.arange(len(found)).repeat_interleave(torch.tensor(list(map(len, found))))
-        return [each.numpy() for each in (boxes, labels, scores, of, logits)]
+        return [each.numpy() for each in (boxes, labels, scores, of, *rest)]
 
     return session
 
@@ -436,6 +452,24 @@ def test_check_sees_what_is_wrong_with_some(
     folders: dict[str, Path], change: Callable[[Instances], Instances]
 ) -> None:
     model: Any = weights.load(folders["brefine"]).segmenter
+    assert check(model, answers(model), 64).good
+    assert not check(model, answers(model, change), 64).good
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda found: replace(found, boxes=found.boxes + 0.1),
+        lambda found: replace(found, boxes=found.spans),
+        lambda found: replace(found, spans=found.spans + 0.1),
+        lambda found: replace(found, logits=-found.logits),
+    ],
+    ids=["boxes", "boxes are RoIs", "RoIs", "masks"],
+)
+def test_check_sees_what_is_wrong_beyond_boxes(
+    folders: dict[str, Path], change: Callable[[Instances], Instances]
+) -> None:
+    model: Any = weights.load(folders["margined"]).segmenter
     assert check(model, answers(model), 64).good
     assert not check(model, answers(model, change), 64).good
 
@@ -553,7 +587,7 @@ def test_masks_may_differ_where_rounding_decides_and_in_a_thousandth() -> None:
 def test_int8_says_what_it_costs(
     exports: Callable[[str], Made], toy_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, file, parity = exports("brefine")
+    folder, file, parity = exports("margined")
 
     def make(_: Path, out: Path, format: str) -> Parity:
         assert format == "openvino"
@@ -576,6 +610,11 @@ def test_int8_says_what_it_costs(
     assert "i8" in {
         output.element_type.get_type_name() for node in nodes for output in node.outputs()
     }
+    coarse = [node for node in nodes if node.get_type_name() == "FakeQuantize"]
+    assert len(coarse) > 10
+    for node in coarse:  # nothing but maps and what layers are given: boxes need more digits
+        readers = {each.get_node().get_type_name() for each in node.output(0).get_target_inputs()}
+        assert node.get_output_partial_shape(0).rank.get_length() == 4 or readers == {"MatMul"}
     reports = evaluate_paths([out, plain.path], dataset, given_boxes=False, limit=2)
     for report, figures in zip(reports.values(), (cost.after, cost.before), strict=True):
         for key, value in figures.items():
@@ -620,12 +659,14 @@ def test_graph_is_predict(folders: dict[str, Path], method: str) -> None:
     with torch.inference_mode():
         expected = model.predict(images)
         least = torch.tensor([model.box_head.score_threshold])
-        boxes, labels, scores, of, logits = Graph(model)(images.pixels, images.sizes, least)
+        boxes, labels, scores, of, logits, *spans = Graph(model)(images.pixels, images.sizes, least)
     for i, one in enumerate(expected):
         torch.testing.assert_close(boxes[of == i], one.boxes)
         assert torch.equal(labels[of == i], one.labels)
         torch.testing.assert_close(scores[of == i], one.scores)
         torch.testing.assert_close(logits[of == i], one.logits, atol=1e-4, rtol=1e-4)
+        if one.spans is not None:
+            torch.testing.assert_close(spans[0][of == i], one.spans)
 
 
 def test_the_two_files_of_openvino_belong_together(onnx_file: Made, tmp_path: Path) -> None:

@@ -52,6 +52,8 @@ VARIANTS: dict[str, list[str] | None] = {
     "copy_paste": ["data.copy_paste=0.5"],
     "turned": ["data.rotate90=true", "data.flip_vertical=0.5"],
     "lite2": ["model.options.backbone=tf_efficientnet_lite2"],
+    "mask_margin": ["model.options.detector.mask_margin=0.1"],
+    "mask_margin_wide": ["model.options.detector.mask_margin=0.2"],
     "one_stage": [ONE_STAGE],
     "one_stage_copy_paste": [ONE_STAGE, "data.copy_paste=0.5"],
     "one_stage_lite2": [ONE_STAGE, "model.options.backbone=tf_efficientnet_lite2"],

@@ -27,12 +27,12 @@ from torchvision.ops import nms
 
 import brefine
 from brefine import weights
-from brefine.exported import FORMATS, OUTPUTS, Session, hash_of, needs
+from brefine.exported import FORMATS, OUTPUTS, SPANS, Session, hash_of, needs
 from brefine.files import replacing
 from brefine.header import describe_classes, describe_scores
 from brefine.parts import boxes as B
 from brefine.parts.inference import fold
-from brefine.parts.masks import paste
+from brefine.parts.masks import bound, paste
 from brefine.parts.two_stage import TwoStage
 from brefine.progress import track
 from brefine.rle import Runs
@@ -69,10 +69,10 @@ class Graph(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(
-        self, pixels: Tensor, sizes: Tensor, least: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, pixels: Tensor, sizes: Tensor, least: Tensor) -> tuple[Tensor, ...]:
         """Boxes ``[N, 4]``, labels, scores, pictures ``[N]`` and mask logits ``[N, S, S]``.
+
+        With the detector's ``mask_margin`` also the RoIs ``[N, 4]`` that the logits span.
 
         Args:
             pixels: ``[B, 3, H, W]`` uint8, H and W multiples of 32; see ``Images``.
@@ -86,16 +86,20 @@ class Graph(nn.Module):
         boxes, labels, scores, there = self._detect(features, proposals, limit, least)
         image, row = there.nonzero().unbind(1)
         boxes, labels, scores = boxes[image, row], labels[image, row], scores[image, row]
-        rows = torch.cat([image[:, None].float(), boxes], 1)
+        own = model.detector.mask_margin
+        spans = B.enlarge(boxes, own)
+        rows = torch.cat([image[:, None].float(), spans], 1)
         logits = model.mask_head(features, rows, labels)
+        if own:
+            boxes = bound(boxes, logits, spans, sizes[image])
         quality = model.quality(features, rows, labels, logits)
+        found = [boxes, labels, scores, image, logits, *([spans] if own else [])]
         if quality is not None:
-            scores = (scores * quality).clamp(0, 1)
+            found[2] = (scores * quality).clamp(0, 1)
             # picture by picture, best first
-            order = (scores - 2 * image).topk(scores.shape[0]).indices
-            parts = [part[order] for part in (boxes, labels, scores, image, logits)]
-            boxes, labels, scores, image, logits = parts
-        return boxes, labels, scores, image, logits
+            order = (found[2] - 2 * image).topk(scores.shape[0]).indices
+            found = [part[order] for part in found]
+        return tuple(found)
 
     def _propose(self, features: Sequence[Tensor], limit: Tensor) -> Tensor:
         """Proposals ``[B, P, 4]``, best first; missing ones are zero boxes."""
@@ -247,11 +251,6 @@ def export(folder: Path | str, out: Path | str, format: str = "onnx") -> Parity:
             f"{folder}: {method} cannot be exported, because what is written follows the flow of "
             "two stages: predict from the model folder"
         )
-    if model.segmenter.detector.mask_margin:
-        raise InputError(
-            f"{folder}: a model with mask_margin cannot be exported, because masks in the file end "
-            "with the box that was detected: predict from the model folder"
-        )
     data = model.recipe.data
     metadata = {
         "format": "brefine",
@@ -365,7 +364,7 @@ def to_onnx(model: TwoStage) -> Any:
             dynamo=True,
             opset_version=OPSET,
             input_names=["pixels", "sizes", "least"],
-            output_names=list(OUTPUTS),
+            output_names=[*OUTPUTS, *([SPANS] if model.detector.mask_margin else [])],
             custom_translation_table={
                 cast(Any, torch.ops).brefine.suppress.default: _suppress_onnx
             },
@@ -517,18 +516,20 @@ def _draw(size: tuple[int, int], generator: torch.Generator) -> Tensor:
 def _run(session: Session, images: Images, least: float) -> list[Instances]:
     """What a file finds in each picture of a batch."""
     found = session(images.pixels.numpy(), images.sizes.numpy(), least)
-    boxes, labels, scores, pictures, logits = map(torch.from_numpy, found)
-    return [
-        Instances((height, width), boxes[of], labels[of], scores[of], logits=logits[of])
-        for i, (height, width) in enumerate(images.sizes.tolist())
-        for of in [pictures == i]
+    boxes, labels, scores, pictures, logits, *spans = map(torch.from_numpy, found)
+    every = [
+        Instances(
+            (height, width), boxes, labels, scores, logits=logits, spans=spans[0] if spans else None
+        )
+        for height, width in images.sizes.tolist()
     ]
+    return [one[pictures == i] for i, one in enumerate(every)]
 
 
 def _compare(
     expected: Sequence[Instances], found: Sequence[Instances], parity: Parity, most: int
 ) -> None:
-    """Match the objects of each picture of a batch by class and box, in whatever order they are.
+    """Match the objects of each picture of a batch by class and RoI, in whatever order they are.
 
     ``most`` objects are a full list.
     """
@@ -543,8 +544,13 @@ def _compare(
         if not pairs:
             continue
         mine, theirs = torch.tensor(pairs).unbind(1)
-        boxes = one.boxes[mine]
-        parity.box = max(parity.box, float((boxes - other.boxes[theirs]).abs().max()))
+        rois = _rois(one)[mine]
+        parity.box = max(parity.box, float((rois - _rois(other)[theirs]).abs().max()))
+        if other.spans is not None:
+            # The box around a mask jumps if a cell changes sides: it must suit its own mask.
+            size = torch.tensor(other.size)
+            drawn = bound(other.boxes, cast(Tensor, other.logits), other.spans, size)
+            parity.box = max(parity.box, float((drawn - other.boxes).abs().max()))
         apart = (lists[0][mine] - lists[1][theirs]).abs().max()
         parity.score = max(parity.score, float(apart))
         logits, others = cast(Tensor, one.logits)[mine], cast(Tensor, other.logits)[theirs]
@@ -552,9 +558,9 @@ def _compare(
         low, high = logits.amin((1, 2)), logits.amax((1, 2))
         level = torch.where((low < 0) & (high > 0), 0.0, logits.mean((1, 2)))[:, None, None]
         slack = SLACK * logits.abs().amax((1, 2), keepdim=True)
-        # In the same boxes: where one ends at the middle of a pixel, so does a row of the mask.
+        # In the same RoIs: where one ends at the middle of a pixel, so does a row of the mask.
         each = (logits - level - slack, logits - level + slack, others - level)
-        masks = [paste(values, boxes, one.size) for values in each]
+        masks = [paste(values, rois, one.size) for values in each]
         parity.iou = min(parity.iou, *map(_alike, *masks))
     parity.unmatched += unmatched
     objects = sum(max(len(one), len(other)) for one, other in zip(expected, found, strict=True))
@@ -574,7 +580,7 @@ def _alike(sure: Runs, perhaps: Runs, found: Runs) -> float:
 
 def _match(one: Instances, other: Instances) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """Pairs of objects, nearest first, and what is left as (0 or 1 for whose, index)."""
-    apart = (one.boxes[:, None] - other.boxes).abs().amax(2)
+    apart = (_rois(one)[:, None] - _rois(other)).abs().amax(2)
     apart[one.labels[:, None] != other.labels] = torch.inf
     free = [set(range(len(one))), set(range(len(other)))]
     pairs = []
@@ -587,6 +593,11 @@ def _match(one: Instances, other: Instances) -> tuple[list[tuple[int, int]], lis
             free[1].remove(j)
             pairs.append((i, j))
     return pairs, [(side, i) for side in (0, 1) for i in sorted(free[side])]
+
+
+def _rois(found: Instances) -> Tensor:
+    """What the logits span, ``[N, 4]``: the boxes, or more."""
+    return found.boxes if found.spans is None else found.spans
 
 
 class Exported(nn.Module):

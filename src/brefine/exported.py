@@ -38,6 +38,7 @@ FORMATS = {"onnx": ".onnx", "openvino": ".xml"}
 #: what a file gives, in this order
 INPUTS = 3  # pixels, sizes, least
 OUTPUTS = ("boxes", "labels", "scores", "pictures", "logits")
+SPANS = "spans"  # and this, where masks reach beyond boxes
 LONGEST = 10_000  # pixels that a file may ask short sides to be resized to
 MULTIPLE = 32  # pixels that the sides of a batch are multiples of
 
@@ -106,6 +107,8 @@ class Session:
 
     def __call__(self, pixels: Array, sizes: Array, least: float) -> tuple[Array, ...]:
         """Boxes ``[N, 4]``, labels, scores, pictures ``[N]`` and mask logits ``[N, S, S]``.
+
+        A model with ``mask_margin`` gives the RoIs ``[N, 4]`` that the logits span, too.
 
         Args:
             pixels: ``[B, 3, H, W]`` uint8, zeros at the right and the bottom; H and W are
@@ -214,41 +217,39 @@ class Model:
         records: dict[int, list[dict[str, Any]]] = {}
         for small, members in groups.items():
             pixels, frames = (np.concatenate([batches[i][k] for i in members]) for k in (0, 1))
-            boxes, labels, scores, place, logits = self.session(pixels, frames, self.session.least)
+            found = self.session(pixels, frames, self.session.least)
             for k, i in enumerate(members):
-                of = place == k
-                found = self._above(boxes[of], labels[of], scores[of], logits[of], threshold)
-                records[i] = self._records(*found, ids[i], sizes[i], small)
+                of = found[3] == k
+                above = self._above([part[of] for part in found], threshold)
+                records[i] = self._records(above, ids[i], sizes[i], small)
         return [records[i] for i in range(len(held))]
 
     def describe(self) -> dict[str, Any]:
         """Everything that a prediction follows from, the file as a hash."""
         return {"weights": self.session.digest().hex()}
 
-    def _above(
-        self, boxes: Array, labels: Array, scores: Array, logits: Array, threshold: float | None
-    ) -> tuple[Array, Array, Array, Array]:
-        """The objects whose score, now calibrated, is high enough."""
+    def _above(self, found: Sequence[Array], threshold: float | None) -> list[Array]:
+        """What the session gives of objects whose score, now calibrated, is high enough."""
+        boxes, labels, scores, *others = found
         chosen = limits(self.thresholds, threshold)
         scores = self.calibration(scores)
         # In single precision: a score of 0.7 that the model computed in it is not below 0.7.
         some = scores.astype(np.float32) >= np.array(chosen, dtype=np.float32)[labels]
-        return boxes[some], labels[some], scores[some], logits[some]
+        return [part[some] for part in (boxes, labels, scores, *others)]
 
     def _records(
         self,
-        boxes: Array,
-        labels: Array,
-        scores: Array,
-        logits: Array,
+        found: Sequence[Array],
         image_id: int | str,
         size: tuple[int, int],
         small: tuple[int, ...],
     ) -> list[dict[str, Any]]:
         """COCO results in a picture of ``size`` that the network saw at the size ``small``."""
+        boxes, labels, scores, _, logits, *spans = found
         scale = np.array([size[1] / small[1], size[0] / small[0]] * 2, dtype=np.float32)
         limit = np.array([size[1], size[0]] * 2, dtype=np.float32)
         boxes = np.clip(boxes * scale, 0, limit).astype(np.float64)
+        rois = (spans[0] * scale).astype(np.float64) if spans else boxes
         return [
             {
                 "image_id": image_id,
@@ -258,7 +259,11 @@ class Model:
                 "segmentation": mask.encode(),
             }
             for (x1, y1, x2, y2), label, score, mask in zip(
-                boxes.tolist(), labels, scores.tolist(), paste(logits, boxes, size), strict=True
+                boxes.tolist(),
+                labels,
+                scores.tolist(),
+                paste(logits, boxes, size, rois),
+                strict=True,
             )
         ]
 
@@ -311,10 +316,10 @@ def _open_onnx(path: Path, threads: int | None) -> tuple[Mapping[str, str], Any]
         raise _damaged(path, "ONNX", error) from None
 
     names = [each.name for each in session.get_inputs()]
-    _check_graph(path, len(names), [each.name for each in session.get_outputs()])
+    given = _check_graph(path, len(names), [each.name for each in session.get_outputs()])
 
     def run(*inputs: Array) -> tuple[Array, ...]:
-        return tuple(session.run(list(OUTPUTS), dict(zip(names, inputs, strict=True))))
+        return tuple(session.run(given, dict(zip(names, inputs, strict=True))))
 
     return session.get_modelmeta().custom_metadata_map, run
 
@@ -332,8 +337,11 @@ def openvino_core() -> Any:
     return _core()
 
 
-def _check_graph(path: Path, inputs: int, outputs: Collection[str]) -> None:
+def _check_graph(path: Path, inputs: int, outputs: Collection[str]) -> list[str]:
     """Make sure that a graph is that of a model, whatever its metadata says.
+
+    Returns:
+        The outputs to ask for, in the order that ``Session`` gives them.
 
     Raises:
         InputError: it is not.
@@ -343,6 +351,7 @@ def _check_graph(path: Path, inputs: int, outputs: Collection[str]) -> None:
             f"{path}: its graph has {inputs} inputs and the outputs {', '.join(outputs)}, not "
             f"{INPUTS} and {', '.join(OUTPUTS)}: name a file that brefine export wrote"
         )
+    return [*OUTPUTS, *({SPANS} & {*outputs})]
 
 
 @cache
@@ -378,11 +387,11 @@ def _open_ir(path: Path, threads: int | None) -> tuple[Mapping[str, str], Any]:
     weights = path.with_suffix(".bin")
     if metadata.get("weights", own := hash_of(weights)) != own:
         raise InputError(f"{weights}: not the one that {path.name} was written with: copy both")
-    _check_graph(path, len(model.inputs), outputs)
+    given = _check_graph(path, len(model.inputs), outputs)
 
     def run(*inputs: Array) -> tuple[Array, ...]:
         found = compiled(list(inputs))
-        return tuple(found[name] for name in OUTPUTS)
+        return tuple(found[name] for name in given)
 
     return metadata, run
 

@@ -102,9 +102,9 @@ def decode(deltas: Tensor, anchors: Tensor, weights: Sequence[float]) -> Tensor:
 
 
 def clip(boxes: Tensor, size: Tensor) -> Tensor:
-    """Boxes ``[..., 4]`` cut to a frame; ``size`` is the tensor (height, width)."""
-    limit = size.flip(0).to(boxes).repeat(2)
-    return torch.minimum(boxes.clamp(min=0), limit)
+    """Boxes ``[..., 4]`` cut to a frame; ``size``, ``[..., 2]``, is (height, width)."""
+    side = size.flip(-1).to(boxes)
+    return torch.minimum(boxes.clamp(min=0), torch.cat([side, side], -1))
 
 
 def enlarge(boxes: Tensor, margin: float) -> Tensor:

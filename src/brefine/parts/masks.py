@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from brefine import runs
-from brefine.parts.boxes import enlarge
+from brefine.parts.boxes import clip, enlarge
 from brefine.rle import Runs, decode
 from brefine.runs import of_window
 from brefine.structures import Bitmaps, Category, Instances
@@ -268,6 +268,20 @@ def boxes_around(logits: Tensor, spans: Tensor) -> Tensor:
     x, y = sides
     boxes = torch.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], 1)
     return torch.where((logits > 0).flatten(1).any(1)[:, None], boxes, 0)
+
+
+def bound(boxes: Tensor, logits: Tensor, spans: Tensor, size: Tensor) -> Tensor:
+    """Boxes ``[N, 4]`` around masks, cut to the picture; where there is no mask, those given.
+
+    Args:
+        boxes: ``[N, 4]`` xyxy pixels.
+        logits: ``[N, h, w]``.
+        spans: ``[N, 4]`` xyxy pixels, what the logits span.
+        size: ``[2]`` or ``[N, 2]``, (height, width) of the picture.
+    """
+    around = clip(boxes_around(logits, spans), size)
+    drawn = (around[:, 2:] > around[:, :2]).all(1, keepdim=True)
+    return torch.where(drawn, around, boxes)
 
 
 @torch.no_grad()

@@ -13,8 +13,8 @@ from brefine import losses
 from brefine.parts import roi
 from brefine.parts.backbone import Backbone
 from brefine.parts.box_head import DELTA_WEIGHTS, Boxes, BoxHead, Round, detect
-from brefine.parts.boxes import CONVENTIONS, Convention, clip, enlarge
-from brefine.parts.masks import boxes_around, crop, read_points, share_inside
+from brefine.parts.boxes import CONVENTIONS, Convention, enlarge
+from brefine.parts.masks import bound, crop, read_points, share_inside
 from brefine.parts.rpn import RPN
 from brefine.ranges import STRICT, NotNegative, Positive, Probability, Scale, Stages
 from brefine.structures import Bitmaps, Images, Instances
@@ -380,9 +380,7 @@ class TwoStage(nn.Module):
             mine = slice(start, start + count)
             spans, boxes = rows[mine, 1:], instances.boxes
             if own and not asked:
-                around = clip(boxes_around(logits[mine], spans), size)
-                drawn = (around[:, 2:] > around[:, :2]).all(1, keepdim=True)
-                boxes = torch.where(drawn, around, boxes)
+                boxes = bound(boxes, logits[mine], spans, size)
             found.append(
                 replace(
                     instances,
