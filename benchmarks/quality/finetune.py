@@ -52,6 +52,8 @@ VARIANTS: dict[str, list[str] | None] = {
     "copy_paste": ["data.copy_paste=0.5"],
     "turned": ["data.rotate90=true", "data.flip_vertical=0.5"],
     "lite2": ["model.options.backbone=tf_efficientnet_lite2"],
+    "longer": ["train.steps=1000"],
+    "longest": ["train.steps=2000"],
     "mask_margin": ["model.options.detector.mask_margin=0.1"],
     "mask_margin_wide": ["model.options.detector.mask_margin=0.2"],
     "one_stage": [ONE_STAGE],
