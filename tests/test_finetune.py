@@ -129,7 +129,7 @@ def test_choices_are_bounded(values: dict[str, Any], gpu: bool) -> None:
     assert 100 <= found["model.options.detector.detections"] <= 500
     learnt = values["pictures"] - held_out(values["pictures"])
     assert 1 <= found["train.batch_size"] <= min(4, learnt)
-    assert 400 <= found["train.steps"] <= 2000
+    assert 1000 <= found["train.steps"] <= 2000
     assert (
         ("train.patience" in found) == ("train.validate_every" in found) == (values["pictures"] > 5)
     )

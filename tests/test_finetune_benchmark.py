@@ -54,7 +54,7 @@ def test_variants_run_and_stand_in_the_table(
     assert [row.split(" | ")[:3] for row in rows if row.startswith("| set")][1:] == [
         ["| set", "6", "defaults"],
         ["| set", "6", "preset"],
-        ["| set", "6", "preset, `data.copy_paste=0.5`"],
+        ["| set", "6", "preset, `copy_paste=0.5`"],
     ]
     cells = {row.split(" | ")[2]: row.split(" | ") for row in rows if row.startswith("| set")}
     stored = {

@@ -47,11 +47,12 @@ SMALL, LARGE = 28, 224  # a quarter of the objects may be below: 7 and 56 cells 
 GROWTH = 2.0  # most by which pictures are enlarged: there is no more to see
 LONGEST = {False: 512, True: 800}  # short side without and with a GPU
 CROP = 320
+MARGIN = 0.2  # share of its sides by which the RoI of a mask is larger than the box
 STEP = 32  # that sides are multiples of
 
 FEWEST = 6  # pictures of which some can be held out
 HELD_OUT, MOST_HELD_OUT = 0.2, 50
-PASSES, STEPS = 60, (400, 2000)  # over the pictures; and the fewest and the most steps
+PASSES, STEPS = 60, (1000, 2000)  # over the pictures; and the fewest and the most steps
 EVALUATIONS, PATIENCE = 10, 4  # of a whole training; without a better one before it ends
 MANY = 200  # pictures from which on a set is no small one
 DETECTIONS = "model.options.detector.detections"  # suits the set, whatever training starts from
@@ -382,6 +383,11 @@ def choose(
             "model.options.detector.anchor_scale",
             anchor,
             f"the smallest anchor is {anchor * STRIDE:.0f} pixels, small objects are {small:.0f}",
+        ),
+        Choice(
+            "model.options.detector.mask_margin",
+            own("model.options.detector.mask_margin", MARGIN),
+            "masks may reach beyond boxes that are too small; boxes are then those around masks",
         ),
         Choice(
             DETECTIONS,
