@@ -58,13 +58,13 @@ VARIANTS: dict[str, list[str] | None] = {
     "copy_paste": [COPY_PASTE],
     "lite2": [LITE2],
     "longest": ["train.steps=2000"],
-    "no_margin": [f"{MARGIN}=0"],
-    "short_400": ["train.steps=400"],
-    "short_500": ["train.steps=500"],
+    "margin": [f"{MARGIN}=0.2"],
+    "short_400": ["train.steps=400", f"{MARGIN}=0.2"],
+    "short_500": ["train.steps=500", f"{MARGIN}=0.2"],
     "short_400_narrow": ["train.steps=400", f"{MARGIN}=0.1"],
 }
 for _steps in STEPS:
-    _earlier = [f"train.steps={_steps}", f"{MARGIN}=0"]
+    _earlier = [f"train.steps={_steps}"]
     VARIANTS |= {
         f"earlier_{_steps}": _earlier,
         f"earlier_{_steps}_lite2": [*_earlier, LITE2],

@@ -47,7 +47,6 @@ SMALL, LARGE = 28, 224  # a quarter of the objects may be below: 7 and 56 cells 
 GROWTH = 2.0  # most by which pictures are enlarged: there is no more to see
 LONGEST = {False: 512, True: 800}  # short side without and with a GPU
 CROP = 320
-MARGIN = 0.2  # share of its sides by which the RoI of a mask is larger than the box
 STEP = 32  # that sides are multiples of
 
 FEWEST = 6  # pictures of which some can be held out
@@ -383,11 +382,6 @@ def choose(
             "model.options.detector.anchor_scale",
             anchor,
             f"the smallest anchor is {anchor * STRIDE:.0f} pixels, small objects are {small:.0f}",
-        ),
-        Choice(
-            "model.options.detector.mask_margin",
-            own("model.options.detector.mask_margin", MARGIN),
-            "masks may reach beyond boxes that are too small; boxes are then those around masks",
         ),
         Choice(
             DETECTIONS,
