@@ -436,42 +436,33 @@ def only_last(moved: float = 0.0) -> Callable[[Instances], Instances]:
     return change
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda found: found[torch.arange(0)] if len(found) == 1 else found,
-        lambda found: replace(found, boxes=found.boxes + 50) if len(found) == 1 else found,
-        only_last(),
-        only_last(40.0),
-        lambda found: replace(found, scores=found.scores / 2),
-        lambda found: replace(found, labels=(found.labels + 1) % 4),
-    ],
-    ids=["one is lost", "one is moved", "last is lost", "last is moved", "scores", "labels"],
-)
-def test_check_sees_what_is_wrong_with_some(
-    folders: dict[str, Path], change: Callable[[Instances], Instances]
-) -> None:
-    model: Any = weights.load(folders["brefine"]).segmenter
-    assert check(model, answers(model), 64).good
-    assert not check(model, answers(model, change), 64).good
+WRONG: dict[str, dict[str, Callable[[Instances], Instances]]] = {
+    "brefine": {
+        "one is lost": lambda found: found[torch.arange(0)] if len(found) == 1 else found,
+        "one is moved": lambda found: (
+            replace(found, boxes=found.boxes + 50) if len(found) == 1 else found
+        ),
+        "last is lost": only_last(),
+        "last is moved": only_last(40.0),
+        "scores": lambda found: replace(found, scores=found.scores / 2),
+        "labels": lambda found: replace(found, labels=(found.labels + 1) % 4),
+    },
+    "margined": {
+        "boxes": lambda found: replace(found, boxes=found.boxes + 0.1),
+        "boxes are RoIs": lambda found: replace(found, boxes=found.spans),
+        "RoIs": lambda found: replace(found, spans=found.spans + 0.1),
+        "masks": lambda found: replace(found, logits=-found.logits),
+    },
+}
 
 
 @pytest.mark.parametrize(
-    "change",
-    [
-        lambda found: replace(found, boxes=found.boxes + 0.1),
-        lambda found: replace(found, boxes=found.spans),
-        lambda found: replace(found, spans=found.spans + 0.1),
-        lambda found: replace(found, logits=-found.logits),
-    ],
-    ids=["boxes", "boxes are RoIs", "RoIs", "masks"],
+    ("name", "what"), [(name, what) for name, all_of in WRONG.items() for what in all_of]
 )
-def test_check_sees_what_is_wrong_beyond_boxes(
-    folders: dict[str, Path], change: Callable[[Instances], Instances]
-) -> None:
-    model: Any = weights.load(folders["margined"]).segmenter
+def test_check_sees_what_is_wrong(folders: dict[str, Path], name: str, what: str) -> None:
+    model: Any = weights.load(folders[name]).segmenter
     assert check(model, answers(model), 64).good
-    assert not check(model, answers(model, change), 64).good
+    assert not check(model, answers(model, WRONG[name][what]), 64).good
 
 
 @pytest.mark.parametrize(("others", "good"), [(1, True), (2, False)])

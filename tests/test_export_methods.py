@@ -14,21 +14,13 @@ from brefine.export import export
 from brefine.methods import METHODS, create
 from brefine.recipe import Recipe
 from brefine.structures import InputError
+from test_export import OPTIONS
 
-DETECTOR: dict[str, Any] = {
-    "box_hidden": 32,
-    "detections": 10,
-    "candidates": [200, 100],
-    "proposals": [100, 50],
-    "norm": "batch",
-    "frozen_stages": 0,
-}
-OPTIONS: dict[str, Any] = {"backbone": "test_resnet", "channels": 16, "detector": DETECTOR}
 #: what makes a method small, or why it cannot be exported
 SMALL: dict[str, Any] = {
     "pointrend": {"hidden": 32, "point_channels": 16, "subdivisions": 3},
     # what it says of masks puts RoIs beyond boxes in another order, too
-    "mask_scoring": {"iou_hidden": 32, "detector": {**DETECTOR, "mask_margin": 0.1}},
+    "mask_scoring": {"iou_hidden": 32, "detector": {**OPTIONS["detector"], "mask_margin": 0.1}},
     "htc": {"semantic_classes": 3},
     # a light head; test_export.py looks closer at the full one
     "brefine": {"widths": (16, 16, 8), "detail": 8, "detail_stride": 2, "early_exit": 1.0},

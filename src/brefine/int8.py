@@ -159,7 +159,7 @@ def _coordinates(model: Any) -> list[str]:
         each.get_friendly_name()
         for each in model.get_ops()
         if each.get_type_name() not in weighted | sources
-        and any(output.get_partial_shape().rank.get_length() != 4 for output in each.outputs())
+        and any(output.get_partial_shape().rank != 4 for output in each.outputs())
     ]
 
 
