@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from brefine.methods import create
 from brefine.methods.blendmask import (
     Bases,
     Places,
@@ -16,7 +17,7 @@ from brefine.methods.blendmask import (
     centerness,
     decode,
 )
-from brefine.structures import Bitmaps, Instances
+from brefine.structures import Bitmaps, Images, Instances
 
 RANGES = (64.0, 128.0, 256.0, 512.0)
 
@@ -102,3 +103,10 @@ def test_bases_have_stride_4_and_towers_a_row_a_place() -> None:
     assert said.centre.shape == (2, count)
     assert (said.reach >= 0).all()
     assert Towers(8, 3, 4, 1, 2, ranking=True)(pyramid).centre is None
+
+
+def test_a_narrow_model_sees_pictures_whose_last_level_is_one_cell() -> None:
+    model = create("blendmask", 1, backbone="test_efficientnet_gn", channels=16).eval()
+    pixels = torch.rand(1, 3, 64, 64) * 255
+    with torch.no_grad():
+        model.predict(Images(pixels, torch.tensor([[64, 64]])))

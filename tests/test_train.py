@@ -362,19 +362,39 @@ def test_the_average_of_the_weights_is_what_is_kept(pictures, tmp_path, monkeypa
         return step(self, *args)
 
     monkeypatch.setattr(Learner, "training_step", watched)
-    folder = train(recipe(pictures, "train.steps=5", "data.val=null"), tmp_path / "plain")
+    frozen = "train.freeze=[trunk.body.*]"
+    folder = train(recipe(pictures, "train.steps=5", "data.val=null", frozen), tmp_path / "plain")
     final = weights.load(folder).segmenter.state_dict()
     expected, states = {}, [*seen[1:], final]
     for n, state in enumerate(states):
         kept = min(0.3, (1 + n) / (10 + n)) if n else 0
         for key, value in state.items():
             expected[key] = kept * expected.get(key, 0) + (1 - kept) * value
-    used = recipe(pictures, "train.steps=5", "data.val=null", "train.ema=0.3")
+    used = recipe(pictures, "train.steps=5", "data.val=null", frozen, "train.ema=0.3")
     kept = weights.load(train(used, tmp_path / "average")).segmenter.state_dict()
     assert all(torch.equal(a[k], b[k]) for a, b in zip(seen[:5], seen[5:], strict=True) for k in a)
     assert any(not torch.allclose(kept[key], final[key], atol=1e-6) for key in kept)
+    still = 0
     for key, value in kept.items():
         assert torch.allclose(value.float(), torch.as_tensor(expected[key]).float(), atol=1e-6), key
+        if all(torch.equal(state[key], final[key]) for state in states):
+            assert torch.equal(value, final[key]), key
+            still += 1
+    assert still > 5
+
+
+def test_norms_that_learn_nothing_stay_in_evaluation_from_the_first_step_on():
+    options = {**MODEL, "backbone": "test_efficientnet"}
+    detector = {**MODEL["detector"], "norm": "batch"}
+    model = create("mask_rcnn", 1, **{**options, "detector": detector})
+    norms = [m for m in model.trunk.body.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert norms
+    assert all(norm.training for norm in norms)
+    Learner(
+        model, TrainRecipe(steps=1, lr=0.1, freeze=("trunk.body.*",)), steps=1, epoch=1, devices=1
+    )
+    assert not any(norm.training for norm in norms)
+    assert model.rpn.training
 
 
 def test_a_run_can_be_followed(pictures, tmp_path):

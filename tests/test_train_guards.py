@@ -2,12 +2,14 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 from torch import nn
 
+import brefine.train as training
 from brefine import guards, weights
 from brefine.checkpoints import newest
 from brefine.data import toy
@@ -224,3 +226,58 @@ def test_gradients_of_batches_add_up_to_those_of_a_larger_one(pictures, tmp_path
     # Three batches an epoch make two steps: 6 steps are 3 epochs of 3 batches.
     assert content["global_step"] == 6
     assert content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"] == 9
+
+
+def summed(monkeypatch):
+    """Let the gradient of a bias be 1 in every batch, see what it is in every step."""
+    seen, create = [], training.create
+    before = Learner.on_before_optimizer_step
+
+    def made(*args, **kwargs):
+        model = create(*args, **kwargs)
+        model.loss = lambda *_: {"mask": model.rpn.objectness.bias.sum()}
+        return model
+
+    def watched(self, optimizer):
+        seen.append(self.model.rpn.objectness.bias.grad.unique().tolist())
+        before(self, optimizer)
+
+    monkeypatch.setattr(training, "create", made)
+    monkeypatch.setattr(Learner, "on_before_optimizer_step", watched)
+    return seen
+
+
+def test_a_step_is_the_mean_of_its_batches_however_many(pictures, tmp_path, monkeypatch):
+    seen = summed(monkeypatch)
+    used = recipe(pictures, "train.steps=4", "data.val=null", "train.accumulate=2")
+    train(used, tmp_path / "run")
+    assert seen == [[1.0]] * 4  # of two batches and of one, in turn
+
+
+def test_a_skipped_batch_takes_no_other_of_its_step_along(pictures, tmp_path, monkeypatch):
+    seen = summed(monkeypatch)
+    poison(monkeypatch, 1, 2)  # the only batch of a step, and both of the next
+    step, outcomes = Learner.training_step, []
+
+    def watched(self, batch, index):
+        outcomes.append(step(self, batch, index))
+        return outcomes[-1]
+
+    monkeypatch.setattr(Learner, "training_step", watched)
+    settings = ["train.steps=4", "data.val=null", "train.on_fault=skip", "train.accumulate=2"]
+    train(recipe(pictures, *settings), tmp_path / "run")
+    # For None the scaler of 16 bits would leave out the whole step.
+    assert None not in outcomes
+    assert seen == [[1.0], [0.0], [0.0], [1.0]]
+
+
+def test_averaging_weights_does_not_copy_the_data_set(pictures, tmp_path):
+    data = CocoSet(pictures / "train.json")
+    guard = guards.LossGuard(tmp_path, data, None, skip=False)
+    model = nn.Linear(1, 1)
+    learner = Learner(model, recipe(pictures).train, steps=4, epoch=3, devices=1, guard=guard)
+    average = training.Average(0.9)
+    average.setup(SimpleNamespace(), learner, "fit")
+    copied = average._average_model.module
+    assert copied.model is not model
+    assert copied.guard.dataset is data

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from brefine.methods import create
+from brefine.parts.two_stage import Truth
 from test_train import MODEL
 from test_train_together import batch
 
@@ -56,6 +57,9 @@ def test_gradients_stay_and_memory_goes(method):
 
 
 def test_rois_are_learnt_from_in_groups(monkeypatch):
+    cut = Truth.__call__
+    sides = []
+    monkeypatch.setattr(Truth, "__call__", lambda self, side: sides.append(side) or cut(self, side))
     whole = {}
     for group in (1000, 7):
         monkeypatch.setattr(sys.modules["brefine.methods.brefine"], "GROUP", group)
@@ -68,5 +72,6 @@ def test_rois_are_learnt_from_in_groups(monkeypatch):
         for name, grad in grads.items():
             if grad is not None:
                 assert torch.allclose(grad, again[name], rtol=1e-4, atol=1e-6), name
+    assert len(sides) == 4  # the true masks are cut out once, not once a group
     # of a group nothing stays but which RoIs it is of: groups cost nothing
     assert whole[7, True][2] < 1.01 * whole[1000, True][2]

@@ -217,7 +217,14 @@ def said(run, rank):
 
 
 def test_two_machines_train_one_model_and_go_on_with_it(pictures, tmp_path):
-    settings = ["train.validate_every=1", "train.checkpoint_every=1", "train.rank_together=true"]
+    settings = [
+        "train.validate_every=1",
+        "train.checkpoint_every=1",
+        "train.rank_together=true",
+        # each process counts the statistics of its own pictures
+        "model.options.backbone=test_efficientnet",
+        "model.options.detector.norm=batch",
+    ]
     used = recipe(pictures, *settings, "train.steps=5", method="brefine")
     whole, run = tmp_path / "whole/run", tmp_path / "parts/run"
     whole.parent.mkdir()

@@ -24,7 +24,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -39,7 +39,7 @@ from brefine.metrics.average_precision import MOST, MOST_FEDERATED, Tally, figur
 from brefine.metrics.calibration import IDENTITY, Calibration, calibration_error, cross_fitted, fit
 from brefine.metrics.mask_quality import Quality, ask, measure, rows_of, summarise
 from brefine.metrics.overlaps import KINDS, compare
-from brefine.metrics.shards import gather, is_first, share
+from brefine.metrics.shards import gather, is_first, share, tell
 from brefine.metrics.thresholds import Hits, choose, quality
 from brefine.parts.masks import to_records, touching
 from brefine.progress import track
@@ -159,20 +159,24 @@ def evaluate(
         limit: only the first so many pictures.
 
     Detections of classes that the data set does not know are left out. Under torch.distributed
-    every process must call this: each looks at its share of the pictures, and all get the report
-    that one process would have got.
+    every process must call this: each looks at its share of the pictures, the first scores what
+    all have found, and all get the report that one process would have got; but the records, which
+    may be gigabytes, only the first.
 
     Raises:
         InputError: the model does not know a class of the data set, or a picture cannot be
             read or is not of the size its label says.
     """
     seen = look(predictor, dataset, given_boxes=given_boxes, progress=progress, limit=limit)
+    if not is_first():
+        return tell(Report({}, {}, [], []))
     found = [record for each in seen for record in each.records]
     report = _score(found, dataset, boundary=boundary, progress=progress, limit=limit)
     if given_boxes:
         report.values.update(summarise([one for each in seen for one in each.objects]))
     edge = [one for each in seen for one in each.touching]
     report.values["masks/touching"] = sum(edge) / len(edge) if edge else math.nan
+    tell(replace(report, records=[]))
     return report
 
 
@@ -184,7 +188,11 @@ def look(
     progress: bool = True,
     limit: int | None = None,
 ) -> list[Seen]:
-    """What a model finds in each picture; arguments and errors as in `evaluate`."""
+    """What a model finds in each picture, in the first process; arguments as in `evaluate`.
+
+    Raises:
+        InputError: as there.
+    """
     rows = rows_of(dataset, predictor)
     known = {category.id for category in dataset.categories}
 
@@ -258,7 +266,7 @@ def mask_quality(
         return Seen(objects=measure(filled, asked))
 
     seen = _run(look, dataset, limit, "masks in true boxes" if progress else None)
-    return summarise([one for each in seen for one in each.objects])
+    return tell(summarise([one for each in seen for one in each.objects]))
 
 
 def evaluate_paths(
@@ -323,7 +331,8 @@ def evaluate_paths(
             except InputError as error:
                 raise InputError(f"{name}: {error}") from None
         if labels:
-            scores = cityscapes.score(reports[name].records, dataset, labels)
+            found = reports[name].records
+            scores = tell(cityscapes.score(found, dataset, labels) if is_first() else {})
             reports[name].values.update(scores.pop(""))
             for label, of_class in scores.items():
                 reports[name].per_class[label].update(of_class)
@@ -361,7 +370,7 @@ def open_path(path: Path) -> Predictor | list[dict[str, Any]]:
 def _run(
     look: Callable[[int], Seen], dataset: CocoSet, limit: int | None, title: str | None
 ) -> list[Seen]:
-    """What there is to see in each picture, in order; processes share the work."""
+    """What there is to see in each picture, in order, for the first of the processes at work."""
     mine = share(range(len(dataset))[:limit])
     steps = track(mine, title, len(mine)) if title and mine and is_first() else mine
     seen, fault = {}, None

@@ -42,6 +42,10 @@ class LossGuard:
         self.run, self.dataset, self.sampler, self.skip = run, dataset, sampler, skip
         self.row = 0  # steps skipped since the last good one
 
+    def __deepcopy__(self, memo: Any) -> LossGuard:
+        """Itself: averaging weights copies the learner, but not the data set with it."""
+        return self
+
     def passed(self) -> None:
         """A step was as it should be."""
         self.row = 0

@@ -61,6 +61,7 @@ from brefine.guards import (
 from brefine.logs import Table, connect, draw
 from brefine.losses import total
 from brefine.methods import create
+from brefine.metrics.shards import agree
 from brefine.parts import together
 from brefine.parts.winograd import quicken
 from brefine.predict import Predictor
@@ -341,14 +342,25 @@ class Learner(L.LightningModule):
             # all of them skip it, or some would wait for the others
             skip = self.trainer.strategy.reduce_boolean_decision(skip, all=False)
         if skip:
-            if self.trainer.world_size == 1:
+            if self.trainer.world_size == self.recipe.accumulate == 1:
                 return None
-            # Nothing, but for every parameter: Lightning and DDP ask for that.
+            # Nothing, but for every parameter: DDP asks for that, and with None Lightning would
+            # forget what the other batches of the step have found in 16 bits.
             learnt = [p.flatten()[0] for p in self.model.parameters() if p.requires_grad]
             return torch.stack(learnt).sum() * 0
         self.learnt = True
         self.named = {"loss": loss.detach(), **{k: v.detach() for k, v in named.items()}}
-        return loss
+        return loss * self.share(index)
+
+    def share(self, index: int) -> float:
+        """What to multiply the loss of an epoch's batch ``index`` with.
+
+        Lightning divides by ``accumulate``, also where an epoch ends with fewer batches.
+        """
+        wanted = self.recipe.accumulate
+        left = int(self.trainer.num_training_batches) % wanted
+        last = index >= self.trainer.num_training_batches - left
+        return wanted / left if last else 1.0
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log losses, rate and every part's gradient norm: a starved or exploding head shows."""
@@ -430,6 +442,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
             raise InputError(f"train.freeze: {pattern!r} fits no parameter: there are {known}")
         for parameter in fitting:
             parameter.requires_grad_(False)
+    model.train()  # norms of the trunk that learn nothing now stay in evaluation
 
 
 def depths_of(model: nn.Module) -> dict[str, int]:
@@ -469,8 +482,8 @@ class Bar(L.Callback):
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: Any
     ) -> None:
         """One more step."""
-        if outputs:  # else the batch was skipped
-            loss = float(outputs["loss"]) * trainer.accumulate_grad_batches
+        if module.named:  # else every batch was skipped
+            loss = float(module.named["loss"])  # type: ignore[index]
             self.loss = loss if self.loss is None else 0.9 * self.loss + 0.1 * loss
         self.ended = time.monotonic()
         share = self.waited / max(1e-9, self.ended - self.began)
@@ -496,11 +509,15 @@ class Average(WeightAveraging):
     """
 
     def __init__(self, decay: float) -> None:
-        def mix(average: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
+        @torch.no_grad()
+        def mix(average: Any, current: Any, count: Tensor | int) -> None:
             kept = min(decay, (1 + int(count)) / (10 + int(count)))
-            return kept * average + (1 - kept) * current
+            if average[0].is_floating_point():  # what does not change stays so, to the last bit
+                torch._foreach_lerp_(average, current, 1 - kept)
+            else:
+                torch._foreach_copy_(average, current)
 
-        super().__init__(avg_fn=mix)
+        super().__init__(multi_avg_fn=mix)
 
     @property
     def model(self) -> nn.Module:
@@ -589,6 +606,7 @@ class Evaluation(L.Callback):
             return None
         data = self.recipe.data
         learning, model = model, self.average.model if self.average else model
+        agree(model)
         predictor = Predictor(
             model,
             self.dataset.categories,

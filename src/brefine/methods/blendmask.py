@@ -481,8 +481,12 @@ def blend(pooled: Tensor, attention: Tensor, margin: float = 0.0) -> Tensor:
 
 
 def _block(channels: int, width: int, groups: int) -> nn.Sequential:
-    """A 3x3 convolution and GroupNorm, of fewer groups where they do not divide the width."""
-    return nn.Sequential(conv3x3(channels, width), nn.GroupNorm(gcd(groups, width), width))
+    """A 3x3 convolution and GroupNorm, of fewer groups where they do not divide the width.
+
+    Two channels a group at least: a level of a small picture may be a single cell.
+    """
+    norm = nn.GroupNorm(gcd(groups, max(1, width // 2)), width)
+    return nn.Sequential(conv3x3(channels, width), norm)
 
 
 def _rows(x: Tensor) -> Tensor:

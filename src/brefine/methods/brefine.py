@@ -8,7 +8,7 @@ detail from P2, a residual-aware module adds context, and bilinear upsampling do
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 from typing import Literal
 
@@ -274,6 +274,7 @@ class FusionMaskHead(nn.Module):
         On a CPU a few RoIs at a time are quicker than all at once. With ``checkpoint`` no more than
         what these few need is kept for the gradient.
         """
+        cut = cache(truth)  # once a side, not once a group
 
         def some(here: Tensor, *features: Tensor) -> Tensor:
             deep = self.deep_supervision
@@ -282,7 +283,7 @@ class FusionMaskHead(nn.Module):
             places, weights, losses = [], [], []
             for stage, (place, logits) in zip(stages, parts, strict=True):
                 places.append(place)
-                losses.append(self.criterion(logits, truth(self.sides[stage])[here[place]]))
+                losses.append(self.criterion(logits, cut(self.sides[stage])[here[place]]))
                 weights.append(torch.where(ends[place] == stage, 1.0, deep).to(losses[-1]))
             where, weight, loss = (torch.cat(each) for each in (places, weights, losses))
             total, whole = (
