@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import os
 import shutil
 
 import numpy as np
@@ -470,7 +471,7 @@ def test_storing_learns_from_raw_scores_again_and_again(model, toy_set, capsys):
     assert again.records[0]["score"] == plain.calibration(plain.records[0]["score"])
 
 
-def test_what_cannot_be_stored_is_one_line(model, toy_set, tmp_path, capsys):
+def test_what_cannot_be_stored_is_one_line(model, toy_set, tmp_path, capsys, monkeypatch):
     (tmp_path / "records.json").write_text("[]")
     data = ["--data", str(toy_set / "val.json"), "--store"]
     for arguments in (
@@ -479,6 +480,11 @@ def test_what_cannot_be_stored_is_one_line(model, toy_set, tmp_path, capsys):
     ):
         assert cli.main(arguments) == 2
         assert "which thresholds to store" in capsys.readouterr().err.splitlines()[-1]
+    with monkeypatch.context() as patch:  # before hours of evaluation
+        patch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+        assert cli.main(["evaluate", str(model), *data]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.endswith(f"{model}: cannot write there: copy the folder and name the copy")
     assert weights.load(model).calibration == cal.IDENTITY
 
 

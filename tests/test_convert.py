@@ -301,6 +301,16 @@ def test_pictures(tmp_path, to, monkeypatch):
         assert len(masks_of(Path("none"))) == 1  # both are named x.png here
 
 
+def test_a_folder_named_like_a_picture_is_no_set_of_id_maps(tmp_path):
+    mask = np.ones(SIZE, bool)
+    start = make(
+        tmp_path / "s", [[(0, mask, False)]] * 2, classes=CLASSES[:1], names=["x.png", "x/y.png"]
+    )
+    with pytest.raises(InputError, match=r"x/y\.png: its folder has the name of the picture x: "):
+        convert(start, tmp_path / "t", to="masks")
+    assert not (tmp_path / "t").exists()
+
+
 def run(capsys, *arguments):
     code = cli.main(["data", "convert", *map(str, arguments)])
     return code, *capsys.readouterr()

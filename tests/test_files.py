@@ -56,6 +56,16 @@ def test_failure_keeps_the_old(tmp_path: Path, error: type[BaseException], folde
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
 
 
+def test_what_a_link_leads_to_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to("there/file")
+    for text in ("first", "second"):
+        with replacing(tmp_path / "link") as aside:
+            aside.write_text(text)
+        assert (tmp_path / "there/file").read_text() == text
+    assert (tmp_path / "link").is_symlink()
+
+
 def test_nothing_written_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_text("old")

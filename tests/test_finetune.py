@@ -496,6 +496,35 @@ def test_a_run_that_is_refused_leaves_nothing(
     assert not [*(tmp_path / "run").iterdir()]
 
 
+def test_what_is_in_a_folder_already_stays(
+    mistake: Callable[..., str], tmp_path: Path, eight: Path
+) -> None:
+    run = tmp_path / "run"
+    content = json.loads((eight / "train.json").read_text())
+    preset = ("--preset", "finetune", "--images", eight / "images", "--out", run, "--data")
+    for name in ("split/train.json", "split/notes.txt", "finetune.json"):
+        (run / name).parent.mkdir(parents=True)
+        (run / name).write_text(json.dumps(content))
+        assert "something already" in mistake(*preset, eight / "train.json")
+        assert json.loads((run / name).read_text()) == content
+        shutil.rmtree(run)
+
+
+def test_a_run_that_failed_early_can_be_started_again(
+    mistake: Callable[..., str], tmp_path: Path, eight: Path
+) -> None:
+    asked = ["--preset", "finetune", "--data", str(eight / "train.json")]
+    for setting in (*TINY_SETTINGS, "train.steps=4"):
+        asked += ["--set", setting]
+    asked += ["--out", str(tmp_path / "run")]
+    wrong = ("--set", "train.lr=1e30", "--set", "train.warmup_steps=0")
+    assert "lower train.lr" in mistake(*asked, *wrong)
+    assert (tmp_path / "run/finetune.json").is_file()
+    inside = ("--data", tmp_path / "run/split/train.json", "--images", eight / "images")
+    assert "something already" in mistake(*asked, *inside)  # would be removed with the rest
+    assert cli.main(["train", *asked]) == 0
+
+
 @pytest.mark.parametrize("going_on", ["--resume", "--auto-resume"])
 def test_a_run_goes_on_with_its_own_set_alone(
     mistake: Callable[..., str], ran: Path, eight: Path, monkeypatch: Any, going_on: str

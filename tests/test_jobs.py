@@ -115,6 +115,18 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"made: holds pictures to predict \(.*overlays\)"):
         predict_files(predictor(), [made / "overlays"], made)
     assert (made / "overlays/a.png").is_file()
+    for mine in ("overlays/note.txt", "yolo/images"):
+        predict_files(predictor(), [tmp_path / "a.png"], made, save=["yolo", "overlay"])
+        if mine == "yolo/images":  # where YOLO wants the pictures
+            (made / mine).mkdir()
+            shutil.copy(tmp_path / "a.png", made / mine)
+        else:
+            (made / mine).touch()
+        with pytest.raises(InputError, match=rf"{mine}.*: is no prediction, and would be removed"):
+            predict_files(predictor(), [tmp_path / "a.png"], made)
+        assert (made / mine).exists()
+        shutil.rmtree(made)
+    predict_files(predictor(), [tmp_path / "a.png"], made)
     shutil.rmtree(tmp_path / "mine")
     shutil.rmtree(made)
     (tmp_path / "out.part").mkdir()
@@ -230,6 +242,27 @@ def test_a_fixed_picture_lets_the_run_go_on(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
 
 
+def test_a_link_stays_one_and_its_folder_is_written(tmp_path: Path) -> None:
+    write_pictures(tmp_path, "a.png")
+    (tmp_path / "link").symlink_to("real")  # that is not there yet
+    for _ in range(2):
+        predict_files(predictor(), [tmp_path / "a.png"], tmp_path / "link", save=["coco"])
+        assert (tmp_path / "link").is_symlink()
+        assert len(records_of(tmp_path / "real")) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "link", "real"]
+
+
+def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pictures(tmp_path, "a.png")
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(jobs, "write_idmap", full)
+    with pytest.raises(InputError, match=r"out\.part: cannot write: No space left on device"):
+        predict_files(predictor(), [tmp_path / "a.png"], tmp_path / "out")
+
+
 # --- stopped runs
 
 
@@ -327,6 +360,48 @@ def test_a_run_is_resumed_as_it_was_begun(
     with pytest.raises(InputError, match=f"unfinished run with another {key} "):
         predict_files(*arguments, resume=True, **change)
     assert predict_files(*arguments, resume=True, workers=3).pictures == 2
+
+
+def test_a_run_is_resumed_with_its_own_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    p, _, out = interrupted(tmp_path, monkeypatch)
+    write_pictures(tmp_path / "other", "a.png", "b.png")
+    for others in (tmp_path / "other", tmp_path / "in/b.png"):
+        with pytest.raises(
+            InputError, match=r"unfinished run of other pictures \(a\.png was .*in/a"
+        ):
+            predict_files(p, [others], out, resume=True)
+    monkeypatch.chdir(tmp_path / "in")
+    assert predict_files(p, ["."], out, resume=True).pictures == 2
+
+
+def test_a_run_does_not_predict_what_it_has_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pictures(tmp_path / "in", "a.png", "b.png")
+    arguments = (predictor(), [tmp_path / "in"], tmp_path / "in/out")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            predict_files(*arguments)
+    assert predict_files(*arguments, resume=True).pictures == 2
+    assert {record["image_id"] for record in records_of(arguments[2])} == {"a.png", "b.png"}
+
+
+def test_a_skipped_picture_that_was_repaired_is_predicted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pictures(tmp_path / "in", "b.png", "c.png")
+    (tmp_path / "in/a.png").write_text("no picture")
+    arguments = (predictor(), [tmp_path / "in"], tmp_path / "out")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            predict_files(*arguments, skip_broken=True)
+    write_pictures(tmp_path / "in", "a.png")
+    summary = predict_files(*arguments, skip_broken=True, resume=True)
+    assert (summary.pictures, summary.broken) == (3, {})
 
 
 @pytest.mark.parametrize("file", [jobs.JOURNAL, jobs.SETTINGS])

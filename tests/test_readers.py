@@ -1,6 +1,8 @@
 import json
 import re
 import shutil
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from brefine import cli
 from brefine.data import masks_folder
 from brefine.data.coco import CocoSet
 from brefine.data.loader import read_labelled
+from brefine.data.pictures import read_rgb, upright_size
 from brefine.data.read import read
 from brefine.structures import InputError
 from conftest import tiny_recipe
@@ -224,6 +227,17 @@ def test_yolo_polygons_are_drawn_as_pycocotools_draws_them(yolo_set):
     assert (dense(dataset)[5] == hole).all()
 
 
+def test_labels_of_a_picture_called_classes_are_no_names(yolo_set):
+    picture(yolo_set / "images" / "classes.png")
+    line = yolo_line(1, [(2, 3), (20, 3), (20, 9), (2, 9)])
+    write(yolo_set / "labels" / "classes.txt", line)
+    write(yolo_set / "data.yaml", "train: images\nval: images\nnames: [cat, dog]\n")
+    for path in (yolo_set, yolo_set / "data.yaml"):
+        dataset = read(path)
+        assert [c.name for c in dataset.categories] == ["cat", "dog"]
+        assert [len(dataset.target(index)) for index in range(3)] == [1, 0, 1]
+
+
 def test_yolo_folder_without_names(yolo_set, capsys):
     dataset = read(yolo_set)
     assert [tuple(category) for category in dataset.categories] == [(0, "0"), (1, "1")]
@@ -359,6 +373,20 @@ def test_coordinates_belong_to_the_upright_picture(yolo_set):
 # --- masks
 
 
+def test_a_png_may_say_behind_its_pixels_how_it_is_turned(tmp_path):
+    tag = struct.pack("<2sHIHHHIHHI", b"II", 42, 8, 1, 0x0112, 3, 1, 6, 0, 0)
+    chunk = struct.pack(">I", len(tag)) + b"eXIf" + tag
+    chunk += struct.pack(">I", zlib.crc32(chunk[4:]))
+    picture(tmp_path / "a.png")
+    whole = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "late.png").write_bytes(whole[:-12] + chunk + whole[-12:])
+    (tmp_path / "early.png").write_bytes(whole[:33] + chunk + whole[33:])
+    assert upright_size(tmp_path / "a.png") == SIZE
+    for name in ("late.png", "early.png"):
+        assert upright_size(tmp_path / name) == SIZE[::-1]
+        assert read_rgb(tmp_path / name).shape[:2] == SIZE[::-1]
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_id_maps_split_into_what_was_drawn(tmp_path, dtype):
     random = np.random.default_rng(1)
@@ -433,6 +461,23 @@ def test_files_of_single_objects(tmp_path, capsys):
     refused(tmp_path, "classes.txt: names 'dot' twice")
     write(tmp_path / "classes.txt", "\n")
     refused(tmp_path, "classes.txt: holds no class name")
+
+
+def test_masks_of_other_kinds_are_named_and_not_taken_for_nothing(tmp_path):
+    for name in "abc":
+        picture(tmp_path / "images" / f"{name}.jpg")
+    ids = np.zeros(SIZE, np.uint8)
+    ids[5:9, 5:9] = 1
+    save_ids(tmp_path / "masks/a/cell_01.png", ids)
+    save_ids(tmp_path / "masks/b.png", ids)
+    (tmp_path / "masks/b.png").rename(tmp_path / "masks/b.PNG")
+    dataset = read(tmp_path)
+    assert [len(dataset.target(index)) for index in range(3)] == [1, 1, 0]
+    for name in ("a/cell_02.tif", "c.bmp"):
+        file = tmp_path / "masks" / name
+        Image.fromarray(ids).save(file)
+        refused(tmp_path, file, "masks are PNG files, and this is none")
+        file.unlink()
 
 
 def test_masks_that_are_doubtful(tmp_path):

@@ -137,6 +137,16 @@ def test_a_closed_stdin_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     (item,) = walk(find_pictures(["-"]))
     with pytest.raises(InputError, match="standard input: is closed"):
         item.read()
+    with pytest.raises(InputError, match="standard input: is closed"):
+        find_pictures(["@-"])
+
+
+def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
+    write_pictures(tmp_path, "in/a.png", "more/deep/b.png")
+    (tmp_path / "in/more").symlink_to(tmp_path / "more")
+    (tmp_path / "more/deep/back").symlink_to("..")  # without an end
+    (tmp_path / "in/itself").symlink_to(".")
+    assert list(find_pictures([tmp_path / "in"])) == ["a.png", "more/deep/b.png"]
 
 
 def test_stdin_is_one_picture(monkeypatch: pytest.MonkeyPatch) -> None:

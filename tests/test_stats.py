@@ -171,6 +171,19 @@ def test_command(toy_set, capsys, monkeypatch):
         assert line in out
 
 
+def test_names_are_no_markup(toy_set, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "150")
+    content = json.loads((toy_set / "train.json").read_text())
+    names = ["cell [dead]", "[bold red]x[/bold]", "[/a]"]
+    for category, name in zip(content["categories"], names, strict=False):
+        category["name"] = name
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    arguments = [str(tmp_path / "train.json"), "--images", str(toy_set / "images")]
+    assert cli.main(["data", "stats", *arguments]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in names)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

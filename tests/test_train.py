@@ -383,6 +383,36 @@ def test_the_average_of_the_weights_is_what_is_kept(pictures, tmp_path, monkeypa
     assert still > 5
 
 
+def test_a_recipe_or_a_table_of_somebody_s_own_is_not_replaced(pictures, tmp_path):
+    for name in ("recipe.yaml", "metrics.csv"):
+        (tmp_path / name).write_text("# mine")
+        with pytest.raises(InputError, match="something already"):
+            train(recipe(pictures), tmp_path)
+        assert (tmp_path / name).read_text() == "# mine"
+        (tmp_path / name).unlink()
+
+
+def test_without_validation_there_are_curves_too(pictures, tmp_path):
+    train(recipe(pictures, "data.val=null", "train.steps=2"), tmp_path / "run")
+    assert "loss" in (tmp_path / "run/curves.html").read_text()
+
+
+def test_previews_of_one_name_have_a_number(pictures, tmp_path, capsys):
+    content = json.loads((pictures / "val.json").read_text())
+    for name, image in zip("ab", content["images"], strict=True):
+        (tmp_path / name).mkdir()
+        shutil.copy(pictures / "images" / image["file_name"], tmp_path / name / "x.png")
+        image["file_name"] = f"{name}/x.png"
+    content["annotations"] = []
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    settings = [f"data.val={tmp_path / 'val.json'}", f"data.val_images={tmp_path}"]
+    settings += [f"data.images={pictures / 'images'}", "train.previews=2", "train.steps=2"]
+    train(recipe(pictures, *settings), tmp_path / "run")
+    drawn = sorted(path.name for path in (tmp_path / "run/previews").rglob("*.png"))
+    assert drawn == ["x_1.png", "x_2.png"]
+    assert "end: mask AP -, boundary AP -, box AP -" in capsys.readouterr().err  # of no object
+
+
 def test_norms_that_learn_nothing_stay_in_evaluation_from_the_first_step_on():
     options = {**MODEL, "backbone": "test_efficientnet"}
     detector = {**MODEL["detector"], "norm": "batch"}

@@ -16,7 +16,7 @@ from brefine import checkpoints, cli
 from brefine.checkpoints import step_of
 from brefine.data import toy
 from brefine.structures import InputError, Stopped
-from brefine.train import Learner, train
+from brefine.train import DESCRIPTION, Learner, train
 from test_train import recipe
 
 LENGTH = 8  # steps
@@ -235,6 +235,19 @@ def test_the_table_goes_on_where_the_checkpoint_is(whole):
 # ------------------------------------------------------------------------------- no room
 
 
+def test_torch_ends_a_file_on_a_full_disk_with_an_error_of_its_own(tmp_path, monkeypatch):
+    def full(content, file):
+        try:
+            raise OSError(28, "No space left on device")
+        finally:
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(InputError, match=r"a\.ckpt: cannot write: No space left on device"):
+        checkpoints.write({}, tmp_path / "a.ckpt")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(
     pictures, whole, tmp_path, monkeypatch
 ):
@@ -271,6 +284,8 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(pictures, tmp_path):
     run.unlink()
     run.mkdir()
     (run / "checkpoints").write_text("in the way")
+    for name in DESCRIPTION:  # of a run that has only begun
+        (run / name).touch()
     with pytest.raises(
         InputError, match=r"step_00000002\.ckpt: cannot write: (File exists|Not a d)"
     ):

@@ -102,6 +102,10 @@ def test_failing_save_leaves_the_old_model(
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
+def test_a_model_may_be_read_by_whoever_may_read_the_rest(tiny_model: Path) -> None:
+    assert len({path.stat().st_mode for path in tiny_model.iterdir()}) == 1
+
+
 Damage = Callable[[Path], Any]
 
 

@@ -105,7 +105,12 @@ def write(checkpoint: Mapping[str, Any], path: Path | str) -> None:
     """
     try:
         with replacing(path) as aside, aside.open("wb") as file:
-            torch.save(checkpoint, file)
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:  # torch's own end of the file, which fails, too
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
             file.flush()
             os.fsync(file.fileno())  # a name that outlives a power cut must not outlive its content
     except InputError as error:

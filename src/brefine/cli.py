@@ -673,6 +673,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with _unwinding():
             code = app(arguments, prog_name="brefine", standalone_mode=False)
+        if code == 130:  # what typer makes of Ctrl-C
+            raise KeyboardInterrupt
         sys.stdout.flush()
         return code or 0
     except _UsageError as error:

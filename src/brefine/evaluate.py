@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -311,6 +312,8 @@ def evaluate_paths(
                     f"{name}: comes with the package, where nothing is stored: copy "
                     f"{locate(name)} and name the copy"
                 )
+            if not os.access(name, os.W_OK):
+                raise InputError(f"{name}: cannot write there: copy the folder and name the copy")
             source.calibration = IDENTITY  # the new one is of the scores as the model gives them
     labels = cityscapes.find_labels(dataset, limit) if official and detected else []
     reports = {}

@@ -59,12 +59,12 @@ def replacing(path: Path | str) -> Iterator[Path]:
     raises; what was written aside is then removed.
 
     Args:
-        path: the file or folder to write. Missing parents are made.
+        path: the file or folder to write; of a link, what it leads to. Missing parents are made.
 
     Raises:
         InputError: the place cannot be written to (permission, a file in the way, disk full).
     """
-    path = Path(path)
+    path = follow(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,6 +78,11 @@ def replacing(path: Path | str) -> Iterator[Path]:
         else:
             with suppress(OSError):  # a file may stand where a parent should be
                 aside.unlink()
+
+
+def follow(path: Path | str) -> Path:
+    """Where a link leads to, whether that is there or not; a path that is none as it is."""
+    return Path(os.path.realpath(path)) if os.path.islink(path) else Path(path)
 
 
 def put(aside: Path, path: Path) -> None:

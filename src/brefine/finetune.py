@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from brefine import weights
+from brefine.checkpoints import FOLDER as CHECKPOINTS
 from brefine.checkpoints import changes
 from brefine.data.coco import CocoSet
 from brefine.data.loader import require_pictures
@@ -30,7 +31,7 @@ from brefine.files import replacing
 from brefine.progress import console
 from brefine.recipe import Recipe, parse_yaml
 from brefine.structures import InputError
-from brefine.train import PREPARED, train
+from brefine.train import PREPARED, is_free, train
 
 SPLIT, REPORT = PREPARED  # what this module leaves in a run folder
 
@@ -104,7 +105,7 @@ def finetune(
         if option := GIVEN.get(setting.partition("=")[0].strip()):
             raise InputError(f"--set {setting}: with --preset finetune, give {option} instead")
     out = Path(out)
-    if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - {*PREPARED}):
+    if out.exists() and not _is_free(out, [Path(p) for p in (data, val, images) if p is not None]):
         raise InputError(f"{out}: there is something already: choose another folder with --out")
     new = not out.exists()
     dataset = read(data, images, split="train")
@@ -155,6 +156,28 @@ def finetune(
             highlight=False,
         )
     return model
+
+
+def _is_free(out: Path, inputs: Sequence[Path]) -> bool:
+    """Whether a run may start in a folder: it is empty, or has what an earlier one only began.
+
+    Args:
+        out: the folder.
+        inputs: files and folders of the set, none of which may be among what is removed.
+    """
+    if not is_free(out, begun=not any((out / CHECKPOINTS).glob("*"))):
+        return False
+    inside = {path.name for path in out.iterdir()} & {*PREPARED}
+    if not inside:
+        return True
+    parts = {path.name for path in (out / SPLIT).iterdir()} if (out / SPLIT).is_dir() else set()
+    try:  # a file of that name may be anybody's
+        ours = "choices" in json.loads((out / REPORT).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
+    split_up = (out / SPLIT).resolve()
+    taken = any(path.resolve().is_relative_to(split_up) for path in inputs)
+    return ours and parts <= {"train.json", "val.json"} and not taken
 
 
 def require_same(

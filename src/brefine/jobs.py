@@ -24,7 +24,7 @@ from typing import Any, Literal, Protocol
 import yaml
 
 from brefine import __version__
-from brefine.files import put
+from brefine.files import follow, put
 from brefine.formats import FORMATS
 from brefine.formats.polygons import (
     Found,
@@ -56,6 +56,16 @@ PLACES = {
     "geojson": "geojson",
     "csv": "predictions.csv",
     "overlay": "overlays",
+}
+#: and what its folder holds
+KINDS = {
+    "masks": {".png"},
+    "idmaps": {".png", ".csv"},
+    "polygons": {".json"},
+    "labelme": {".json"},
+    "yolo": {".txt", ".yaml"},
+    "geojson": {".geojson"},
+    "overlays": {".png"},
 }
 JOURNAL, SETTINGS = "journal.jsonl", "settings.json"
 
@@ -201,14 +211,20 @@ def predict_files(
             ``OUT.part``) or that ``data`` does not know, ``out`` holds something else, or an
             unfinished run is in the way.
     """
-    out = Path(os.path.abspath(out)) if Path(out).name in ("", "..") else Path(out)
+    out = Path(os.path.abspath(out)) if Path(out).name in ("", "..") else follow(out)
     if unknown := [name for name in save if name not in FORMATS]:
         raise InputError(f"save: {unknown[0]!r} is none of {', '.join(FORMATS)}")
     save = [name for name in FORMATS if name in save]
     _refuse_others(out)
+    part = out.with_name(f"{out.name}.part")
     found = find_pictures(sources, allow_urls=allow_urls, missing=skip_broken)
-    if out.is_dir():
-        _refuse_inside(found, out)
+    if inside := _lie_in(found, out):
+        raise InputError(
+            f"{out}: holds pictures to predict ({os.path.dirname(next(iter(inside.values())))}), "
+            "and would be replaced: choose another folder with --out"
+        )
+    inside = _lie_in(found, part)  # what an unfinished run has drawn in one of the sources
+    found = {name: place for name, place in found.items() if name not in inside}
     ids = {} if data is None else _match(found, data, images)
     total = count(found, every=every, limit=limit)
     asked: dict[str, Any]
@@ -216,8 +232,8 @@ def predict_files(
     asked |= {"batch": batch, "every": every, "views": views, "tile": tile, "overlap": overlap}
     asked |= {"holes": holes, "islands": islands, "disjoint": disjoint}
     settings = {**asked, **predictor.describe(), "version": __version__}
-    part = out.with_name(f"{out.name}.part")
     done = _begin(part, out, json.loads(json.dumps(settings, default=str)), resume)
+    _require_same(part, done, found)
     writer = _Writer(part, out, save, predictor, tolerance)
 
     def look(pictures: Sequence[tuple[Item, Pixels]]) -> list[list[dict[str, Any]]]:
@@ -261,9 +277,9 @@ def predict_files(
                 entries = finish(chunk)
                 journal.write(json.dumps(entries) + "\n")
                 journal.flush()
-                done.update(dict.fromkeys(entry["name"] for entry in entries))
+                done.update((entry["name"], entry.get("at", "")) for entry in entries)
                 progress.advance(len(chunk))
-    except BaseException:
+    except BaseException as error:
         if done:
             hint = (
                 f"{len(done)} of {total} pictures are done: the same command with --resume goes on"
@@ -271,6 +287,8 @@ def predict_files(
             console.print(f"{part}: {hint}", markup=False, soft_wrap=True)
         else:
             shutil.rmtree(part, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise InputError(f"{part}: cannot write: {error.strerror or error}") from None
         raise
     summary = writer.finish()
     put(part, out)
@@ -283,17 +301,28 @@ def _refuse_others(out: Path) -> None:
     strange = there - {*PLACES.values(), SETTINGS} or (there and SETTINGS not in there)
     if strange or (out.exists() and not out.is_dir()):
         raise InputError(f"{out}: holds something else than predictions: choose another folder")
+    for place in there & KINDS.keys():
+        for folder, folders, files in os.walk(out / place):
+            for name in files + [name for name in folders if (Path(folder) / name).is_symlink()]:
+                if os.path.splitext(name)[1] not in KINDS[place]:
+                    raise InputError(
+                        f"{os.path.join(folder, name)}: is no prediction, and would be removed "
+                        f"with those in {out}: move it, or choose another folder"
+                    )
 
 
-def _refuse_inside(found: Mapping[str, str], out: Path) -> None:
-    """Refuse pictures that lie in the folder which is going to be replaced."""
+def _lie_in(found: Mapping[str, str], out: Path) -> dict[str, str]:
+    """Those pictures that lie in a folder, or in one inside."""
+    if not out.is_dir():
+        return {}
     whole = os.path.realpath(out)
-    for folder in {os.path.dirname(os.path.abspath(place)) for place in found.values()}:
-        if os.path.isdir(folder) and Path(os.path.realpath(folder)).is_relative_to(whole):
-            raise InputError(
-                f"{out}: holds pictures to predict ({folder}), and would be replaced: choose "
-                "another folder with --out"
-            )
+    folders = {name: os.path.dirname(os.path.abspath(place)) for name, place in found.items()}
+    inside = {
+        folder
+        for folder in set(folders.values())
+        if os.path.isdir(folder) and Path(os.path.realpath(folder)).is_relative_to(whole)
+    }
+    return {name: found[name] for name, folder in folders.items() if folder in inside}
 
 
 def _match(
@@ -316,21 +345,51 @@ def _match(
     return ids
 
 
-def _begin(part: Path, out: Path, settings: dict[str, Any], resume: bool) -> dict[str, None]:
-    """Make the folder of an unfinished run, or take it up: the names of what is done."""
+def _require_same(part: Path, done: Mapping[str, str], found: Mapping[str, str]) -> None:
+    """Refuse to go on with a run of other pictures, though they may be named the same."""
+    names = {_origin(place): os.path.splitext(name)[0] for name, place in found.items()}
+    for name, place in done.items():
+        stem, (own, _, frame) = os.path.splitext(name)[0], name.rpartition("_")
+        own = own if frame.isdigit() and _is_frame(place) else stem
+        if place and names.get(_origin(place)) != own:
+            raise InputError(
+                f"{part}: an unfinished run of other pictures ({name} was {place}): resume with "
+                "the same, or remove it"
+            )
+
+
+def _is_frame(place: str) -> bool:
+    return place.rpartition(": frame ")[2].isdigit()
+
+
+def _origin(place: str) -> str:
+    """The file of a picture or a frame, from wherever one looks; another place as it is."""
+    file = place.rpartition(": frame ")[0] if _is_frame(place) else place
+    return os.path.realpath(file) if os.path.exists(file) else file
+
+
+def _begin(part: Path, out: Path, settings: dict[str, Any], resume: bool) -> dict[str, str]:
+    """Make the folder of an unfinished run, or take it up: names and places of what is done.
+
+    Broken pictures are not: they may have been repaired.
+    """
     journal = part / JOURNAL
-    done: dict[str, None] = {}
+    done: dict[str, str] = {}
     if journal.is_file():
         whole = 0
         with journal.open("rb") as file:
             for line in file:
                 if line.endswith(b"\n"):  # the last one may be cut short
                     try:
-                        names = [entry["name"] for entry in json.loads(line)]
-                    except (ValueError, TypeError, KeyError):
+                        names = {
+                            entry["name"]: entry.get("at", "")
+                            for entry in json.loads(line)
+                            if "broken" not in entry
+                        }
+                    except (ValueError, TypeError, KeyError, AttributeError):
                         raise InputError(f"{journal}: is damaged: remove {part}") from None
                     whole += len(line)
-                    done.update(dict.fromkeys(names))
+                    done.update(names)
         if done and not resume:
             raise InputError(
                 f"{part}: an unfinished run with {len(done)} pictures done: go on with --resume, "
@@ -401,6 +460,9 @@ def _entry(picture: Predicted) -> dict[str, Any]:
     return {
         "name": picture.name,
         "place": picture.place,
+        "at": os.path.abspath(picture.place)
+        if os.path.exists(_origin(picture.place))
+        else picture.place,
         "size": picture.size,
         "records": picture.records,
     }
@@ -478,6 +540,7 @@ class _Writer:
             if "broken" in entry:
                 summary.broken[entry["name"]] = entry["broken"]
                 continue
+            summary.broken.pop(entry["name"], None)  # repaired since
             summary.pictures += 1
             summary.objects += len(entry["records"])
             for name, ious in entry["ious"].items():

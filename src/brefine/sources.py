@@ -175,15 +175,21 @@ def _mode(path: str) -> int | None:
 
 
 def _scan(folder: str, inside: str) -> Iterator[tuple[str, str]]:
-    """Pictures of a folder, sorted; what is a folder, the listing itself tells."""
+    """Pictures of a folder, sorted; what is a folder, the listing itself tells.
+
+    Links are followed, but not to a folder that they lie in.
+    """
     try:
         with os.scandir(folder) as listing:
-            entries = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in listing)
+            entries = sorted((e.name, e.is_dir(), e.is_symlink()) for e in listing)
     except OSError as fault:
         raise InputError(f"{folder}: cannot read it: {fault.strerror}") from None
-    for name, is_folder in entries:
+    for name, is_folder, is_link in entries:
         if is_folder:
-            yield from _scan(os.path.join(folder, name), f"{inside}{name}/")
+            place = os.path.join(folder, name)
+            if is_link and Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(place)):
+                continue
+            yield from _scan(place, f"{inside}{name}/")
         elif name.lower().endswith(SUFFIXES):
             yield inside + name, os.path.join(folder, name)
 
@@ -193,6 +199,8 @@ def _read_list(file: str, allow_urls: bool, missing: bool) -> Iterator[tuple[str
 
     Empty lines are left out, and comments: lines that start with ``#`` and name no file there is.
     """
+    if file == "-" and sys.stdin is None:  # closed
+        raise InputError("standard input: is closed: give a list there, or name a file")
     lines = sys.stdin.read().splitlines() if file == "-" else read_lines(Path(file))
     file = "standard input" if file == "-" else file
     none = True

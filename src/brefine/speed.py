@@ -609,7 +609,8 @@ def print_profile(report: Report, console: Console) -> None:
     console.print(
         f"{report.model}: {height} x {width} pixels, {network[0]} x {network[1]} for the network, "
         f"{report.proposals} proposals, {report.detections} detections; "
-        f"{report.threads} threads, medians of {report.rounds}"
+        f"{report.threads} threads, medians of {report.rounds}",
+        markup=False,
     )
     mine, theirs = (report.parts[name] for name in NAMES)
     order, previous = list(mine), None

@@ -16,6 +16,7 @@ import platform
 import re
 import time
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from importlib.metadata import version
@@ -115,7 +116,7 @@ def train(
         raise InputError(f"{out}: no checkpoint to resume from")
     # A run that failed before it had anything to go on from is no loss.
     begun = resume == "auto" or not any((out / CHECKPOINTS).glob("*"))
-    if first and not found and out.exists() and not _is_free(out, begun=begun):
+    if first and not found and out.exists() and not is_free(out, begun=begun):
         raise InputError(f"{out}: there is something already: choose another folder, or resume")
     if recipe.train.batch_size == "auto":
         if found:  # what it was is known
@@ -262,12 +263,16 @@ def _cluster() -> list[Any]:
     return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
 
 
-def _is_free(out: Path, *, begun: bool) -> bool:
-    """Whether a run may start in a folder: it is empty, or only ``begun`` by a run like this."""
+def is_free(out: Path, *, begun: bool) -> bool:
+    """Whether a run may start in a folder: it is empty, or only ``begun`` by a run like this.
+
+    Such a run has left everything that describes it; a recipe alone is somebody's own.
+    """
     if not out.is_dir():
         return False
     names = {path.name for path in out.iterdir() if not path.name.startswith(".")} - {*PREPARED}
-    return not names or (begun and names <= {*DESCRIPTION, *BEGUN, CHECKPOINTS})
+    known = {*DESCRIPTION, *BEGUN, CHECKPOINTS}
+    return not names or (begun and {*DESCRIPTION} <= names <= known)
 
 
 class Learner(L.LightningModule):
@@ -598,6 +603,8 @@ class Evaluation(L.Callback):
         self.save("last", self.average.model if self.average else model, report)
         if report and self.writes:
             report.save(self.out)
+        elif self.writes:  # no evaluation has drawn them
+            draw(self.out / "metrics.csv", self.out / "curves.html")
         trainer.strategy.barrier()  # nobody goes on before everything is written
 
     def run(self, model: nn.Module, when: str, *, given_boxes: bool = False) -> Report | None:
@@ -621,7 +628,8 @@ class Evaluation(L.Callback):
             self.running = False
         learning.train()
         named = {"mask AP": "mask/AP", "boundary AP": "boundary/AP", "box AP": "box/AP"}
-        figures = (f"{title} {100 * report.values[key]:.1f}" for title, key in named.items())
+        found = {title: 100 * report.values[key] for title, key in named.items()}
+        figures = (f"{t} {'-' if math.isnan(v) else f'{v:.1f}'}" for t, v in found.items())
         if self.writes:
             console.print(f"{when}: {', '.join(figures)}")
             self.follow(report, predictor)
@@ -644,8 +652,12 @@ class Evaluation(L.Callback):
             logger.log_metrics(row, self.step)
         draw(self.out / "metrics.csv", self.out / "curves.html")
         assert self.validation is not None
-        for picture in self.validation.pictures[: self.recipe.train.previews]:
-            name = f"previews/step_{self.step:08}/{picture.file.stem}.png"
+        shown = self.validation.pictures[: self.recipe.train.previews]
+        stems = Counter(picture.file.stem for picture in shown)
+        for number, picture in enumerate(shown, 1):
+            stem = picture.file.stem
+            stem += f"_{number}" if stems[stem] > 1 else ""  # of several folders
+            name = f"previews/step_{self.step:08}/{stem}.png"
             with replacing(self.out / name) as aside:
                 found = predictor(picture.file, threshold=report.overall)
                 found.draw().save(aside, format="png")

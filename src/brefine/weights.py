@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 import brefine
@@ -100,7 +100,8 @@ def save(
         state |= {k: v.half() for k, v in state.items() if v.is_floating_point() and v.ndim > 1}
     with replacing(folder) as aside:
         aside.mkdir()
-        save_file(state, aside / FILES[0], header)
+        # As any file is written: the library's own writer has another kind of error, and mode 0600.
+        (aside / FILES[0]).write_bytes(serialise(state, header))
         recipe.save(aside / FILES[1])
         card = _card(folder.name, recipe, categories, thresholds, overall, scores or {})
         (aside / FILES[2]).write_text(card, encoding="utf-8")
@@ -135,7 +136,7 @@ def store(
         state = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
     header |= describe_scores(thresholds, overall, calibration)
     with replacing(weights) as aside:
-        save_file(state, aside, header)
+        aside.write_bytes(serialise(state, header))
     card = _card(folder.name, recipe, categories, thresholds, overall, scores)
     with replacing(folder / FILES[2]) as aside:
         aside.write_text(card, encoding="utf-8")

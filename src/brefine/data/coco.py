@@ -311,6 +311,7 @@ class CocoSet:
         if type(value) is not int or abs(value) >= 2**53:
             raise InputError(
                 f"{self.path}: {where}: {key} is {shorten(value)}, expected a whole number"
+                + (" below 2**53" if type(value) is int else "")
             )
         return value
 

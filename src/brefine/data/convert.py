@@ -27,6 +27,7 @@ import yaml
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from brefine.data.coco import CocoSet, Picture, find_folder, read_json
 from brefine.data.loader import require_pictures
@@ -254,6 +255,13 @@ def _check_names(dataset: CocoSet, folder: Path, names: Sequence[str], to: str) 
     classes = [category.name for category in dataset.categories]
     if not classes:
         raise InputError(f"{dataset.path}: has no categories: nothing to convert")
+    if to == "masks" and len(classes) == 1:  # where a folder x is the objects of a picture x.png
+        own = {Path(name).with_suffix("") for name in names}
+        for name in names:
+            if clash := next((part for part in Path(name).parents if part in own), None):
+                raise InputError(
+                    f"{folder / name}: its folder has the name of the picture {clash}: rename one"
+                )
     for name in classes:
         if name != name.strip() or len(name.splitlines()) > 1 or (to == "masks" and "/" in name):
             raise InputError(f"{dataset.path}: category {name!r}: {to} cannot hold this name")
@@ -399,7 +407,7 @@ def print_conversion(conversion: Conversion, console: Console) -> None:
     for loss in sorted(changed, key=lambda loss: (loss.mean_iou, loss.worst_iou))[:WORST]:
         counts = (str(loss.objects), str(loss.changed), str(loss.lost))
         figures = (f"{loss.mean_iou:.4f}", f"{loss.worst_iou:.4f}", str(loss.crowd))
-        table.add_row(loss.picture, *counts, *figures)
+        table.add_row(Text(loss.picture), *counts, *figures)
     console.print(table)
     if len(changed) > WORST:
         console.print(f"and {len(changed) - WORST} more pictures: --json names all")

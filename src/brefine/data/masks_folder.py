@@ -1,7 +1,7 @@
 """Masks as PNG files beside the pictures: an id map a picture, or one file an object.
 
-``images/NAME.jpg`` belongs to ``masks/NAME.png``, a PNG with one channel of 8 or 16 bits (or a
-palette, whose indices count): 0 is background, every other value one object. Or to the folder
+``images/NAME.jpg`` belongs to ``masks/NAME.png`` (or ``.PNG``), with one channel of 8 or 16 bits
+(or a palette, whose indices count): 0 is background, every other value one object. Or to the folder
 ``masks/NAME``, in which each PNG is one object: all pixels that are not 0.
 """
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from brefine.data.faults import Doubt, Place, Report, refuse, reporting
 from brefine.data.pictures import (
     CLASSES,
+    SUFFIXES,
     by_name,
     find_pair,
     list_pictures,
@@ -86,6 +87,13 @@ def read(path: Path, images: Path | None = None, *, report: Report = refuse) -> 
     pictures = by_name(list_pictures(folder), folder, report)
     top = masks.absolute().parent
     given = read_names(top, top.parent, report=report)
+    files = {file for file in masks.rglob("*") if file.suffix.lower() in SUFFIXES}
+    maps = {file.with_suffix(""): file for file in sorted(files) if file.suffix.lower() == ".png"}
+    others: dict[Path, list[Path]] = {}  # that are none, by the picture they would be of
+    for file in sorted(files - set(maps.values())):
+        if file.suffix.lower() != ".png":
+            for owner in (file.with_suffix(""), file.parent):
+                others.setdefault(owner, []).append(file)
     entries: list[dict[str, Any]] = []
     objects: list[_Object] = []
     unlabelled: list[str] = []
@@ -96,8 +104,12 @@ def read(path: Path, images: Path | None = None, *, report: Report = refuse) -> 
             place = {"id": name, "file_name": str(file.absolute())}
             entries.append(place | {"height": size[0], "width": size[1]})
         inside = (masks / name).with_suffix("")
-        whole = inside.with_name(f"{inside.name}.png")
+        whole = maps.get(inside, inside.with_name(f"{inside.name}.png"))
         used |= {whole, inside}
+        for other in others.get(inside, ()):
+            if inside.is_dir() == (other.parent == inside) and not whole.is_file():
+                report("unreadable-mask", other, None, "masks are PNG files, and this is none")
+                used.add(other)
         if inside.is_dir() and whole.is_file():
             message = f"there is a folder {inside.name}, too: remove one of them"
             report("same-labels", whole, None, message)
@@ -110,7 +122,7 @@ def read(path: Path, images: Path | None = None, *, report: Report = refuse) -> 
         report("no-labels", path, None, f"no picture has masks, the first would be {first}")
     labels = {found.label for found in objects}
     ids = number_names(labels or ([] if given else [OBJECT]), given, path)
-    unused = sorted(file for file in masks.rglob("*.png") if not used & {file, file.parent})
+    unused = sorted(file for file in files if not used & {file, file.parent})
     doubts: list[Doubt] = [
         ("unused-labels", file, None, "no picture has its name") for file in unused
     ]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import multiprocessing
+import os
+import struct
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -161,10 +163,26 @@ def upright_size(path: Path) -> tuple[int, int]:
         InputError: as ``open_picture``.
     """
     with open_picture(path) as image:
-        # The PNG reader's own getexif would decode all pixels to find a tag behind them.
-        turned = Image.Image.getexif(image).get(0x0112) in _QUARTER_TURNS
+        # The PNG reader's own getexif decodes all pixels to find a tag behind them.
+        late = image.format == "PNG" and _tags_behind(path)
+        exif = image.getexif() if late else Image.Image.getexif(image)
+        turned = exif.get(0x0112) in _QUARTER_TURNS
         width, height = image.size
     return (width, height) if turned else (height, width)
+
+
+def _tags_behind(path: Path) -> bool:
+    """Whether a PNG has chunks behind its pixels that may say how it is turned."""
+    behind = False
+    with path.open("rb") as file:
+        file.seek(8)
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            behind = behind or kind == b"IDAT"
+            if behind and kind in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
+                return True
+            file.seek(length + 4, os.SEEK_CUR)  # content and checksum
+    return False
 
 
 def network_size(size: tuple[int, int], short: int, long: int) -> tuple[int, int]:

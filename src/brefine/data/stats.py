@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from brefine.data.coco import CocoSet
 from brefine.data.convert import objects_of
@@ -246,7 +247,7 @@ def print_stats(figures: dict[str, Any], console: Console) -> None:
         if entry is None:
             table.add_row(f"... {len(classes) - SHOWN} more ...", "", "")
         else:
-            table.add_row(entry["name"], f"{entry['objects']:,}", f"{entry['pictures']:,}")
+            table.add_row(Text(entry["name"]), f"{entry['objects']:,}", f"{entry['pictures']:,}")
     console.print(table)
     for line in figures["advice"]:
         console.print(f"- {line}", markup=False, highlight=False, soft_wrap=True)

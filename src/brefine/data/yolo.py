@@ -205,7 +205,9 @@ def _find_in_folders(path: Path, images: Path | None, report: Report) -> _Files:
     top = path.absolute().parent
     near = [place for place in folder.absolute().parents if place.is_relative_to(top)]
     near += [place for place in (path.absolute(), top) if place not in near]
-    return _Files(pictures, labels, [beside], _find_tables([beside.absolute(), *near]))
+    tables = _find_tables([beside.absolute(), *near])
+    taken = {file.absolute() for file in labels.values()}  # of a picture called classes.png
+    return _Files(pictures, labels, [beside], [file for file in tables if file not in taken])
 
 
 def _find_tables(folders: Iterable[Path]) -> list[Path]:
@@ -282,7 +284,8 @@ def _find_by_yaml(path: Path, split: str, report: Report) -> _Files:
     pictures = by_name(list(dict.fromkeys(found)), top, report)
     labels = {name: _label_of(file) for name, file in pictures.items()}
     near = _find_tables(place.absolute() for place in (root, path.parent, *whole))
-    return _Files(pictures, labels, whole, [path, *(p for p in near if p != path.absolute())])
+    taken = {path.absolute(), *(file.absolute() for file in labels.values())}
+    return _Files(pictures, labels, whole, [path, *(file for file in near if file not in taken)])
 
 
 def _read_list(path: Path, root: Path, report: Report) -> list[Path]:
