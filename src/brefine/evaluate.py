@@ -35,6 +35,7 @@ from brefine.data.coco import CocoSet
 from brefine.data.loader import check_size
 from brefine.data.lvis import FREQUENCIES
 from brefine.files import replacing
+from brefine.formats.records import write_coco
 from brefine.metrics import cityscapes
 from brefine.metrics.average_precision import MOST, MOST_FEDERATED, Tally, figures
 from brefine.metrics.calibration import IDENTITY, Calibration, calibration_error, cross_fitted, fit
@@ -116,9 +117,9 @@ class Report:
 
     def save(self, folder: Path) -> None:
         """Write ``evaluation.json`` and ``predictions.json`` (the records) into a folder."""
-        for name, value in (("evaluation", self.as_dict()), ("predictions", self.records)):
-            with replacing(folder / f"{name}.json") as aside:
-                aside.write_text(json.dumps(value), encoding="utf-8")
+        with replacing(folder / "evaluation.json") as aside:
+            aside.write_text(json.dumps(self.as_dict()), encoding="utf-8")
+        write_coco(folder / "predictions.json", self.records)
 
     @classmethod
     def load(cls, folder: Path) -> Report:
