@@ -507,7 +507,7 @@ def masks_with(*, window=None, origins=None):
 FAULTS = [
     (lambda p, t, r: None, "returned NoneType, expected a tuple (picture, Instances)"),
     (lambda p, t, r: p, "returned uint8 [3, 40, 60], expected a tuple"),
-    (lambda p, t, r: (p, t, r), "returned tuple, expected a tuple (picture, Instances)"),
+    (lambda p, t, r: (p, t, r), "returned tuple of 3, expected a tuple (picture, Instances)"),
     (lambda p, t, r: (p / 255, t), "returned float32 [3, 40, 60] as the picture, expected uint8"),
     (lambda p, t, r: (p[0], t), "returned uint8 [40, 60] as the picture, expected uint8 [3, H, W]"),
     (lambda p, t, r: (p[:, :0], t), "returned uint8 [3, 0, 60] as the picture"),

@@ -178,6 +178,12 @@ def test_what_is_no_map_is_refused(wrong):
 # --- the error -----------------------------------------------------------------------------------
 
 
+def test_scores_that_no_map_fits_have_no_error():
+    scores, right = np.array([5.0, 0.5]), np.array([True, False])
+    hits = Hits(np.arange(2), np.zeros(2, int), scores, right, np.zeros(1, int))
+    assert math.isnan(cal.calibration_error(cal.cross_fitted(hits), right))
+
+
 def test_calibration_error_by_hand():
     # Bins are 1/15 wide. 0.9 twice, right once: 2 x 0.4; 0.5 right: 0.5; of 4 with a perfect 0.
     scores, right = np.array([0.9, 0.9, 0.5, 0.0]), np.array([True, False, True, False])

@@ -287,6 +287,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toy_set: Path, tiny_m
     Path("toy/wide.json").write_text(json.dumps({**content, "images": wide}))
     spoil(Path("model"), Path("nan"))
     Path("page.html").write_text("<title>Mine</title>")
+    Path("garden.html").write_text("<head><title>Evaluation of my garden</title>")
+    Path("evaluation.json").write_text('{"values": {"mask/AP": 0.3}}')  # of a run
+    Path("draws.json").write_text('{"resamples": 3}')
     Path("photo.jpg").write_text("no picture")
     Path("results.json").write_text('{"a": 1}')
     Path("records.json").write_text('[{"image_id": 1}]')
@@ -392,6 +395,10 @@ MISTAKES: list[tuple[Sequence[str], Sequence[str]]] = [
         ["toy/val.json: not Cityscapes"],
     ),
     (["evaluate", "records.json", "--data", "toy/val.json"], ["records.json", "key"]),
+    (
+        ["evaluate", "model", "--data", "toy/val.json", "--boxes", "ground-truth", "--classes"],
+        ["--classes"],
+    ),
     *(
         (["evaluate", "records.json", "--data", "toy/val.json", option, file], [option, *parts])
         for option, file, parts in (
@@ -402,6 +409,8 @@ MISTAKES: list[tuple[Sequence[str], Sequence[str]]] = [
             ("--out", "ok.png", ["ends in .json"]),
             ("--report", "toy/val.json", ["ends in .html"]),
             ("--report", "page.html", ["there already"]),
+            ("--out", "evaluation.json", ["there already"]),
+            ("--report", "garden.html", ["there already"]),
         )
     ),
     (
@@ -415,6 +424,10 @@ MISTAKES: list[tuple[Sequence[str], Sequence[str]]] = [
             "records.json",
         ],
         ["--json records.json: is what is to be read"],
+    ),
+    (
+        ["compare", "results.json", "model", "--data", "toy/val.json", "--json", "draws.json"],
+        ["there already"],
     ),
     (["predict", "model"], ["Missing argument"]),
     (["predict", "none", "ok.png"], ["none: no such model folder"]),

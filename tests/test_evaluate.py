@@ -543,6 +543,7 @@ def test_no_objects_have_no_quality():
         ({"image_id": [1]}, r"image_id \[1\] is not in the data set"),
         ({"category_id": 6}, "category_id 6 is not in the data set"),
         ({"score": float("nan")}, "score nan"),
+        ({"score": 10**400}, "score 1000"),
         ({"score": "0.5"}, "score '0.5'"),
         ({"bbox": [1, 2, 3]}, r"bbox \[1, 2, 3\]"),
         ({"bbox": None}, "bbox None"),

@@ -1,5 +1,7 @@
 """HTC's semantic branch: its loss, and the maps it learns from on their way through the loader."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,28 @@ def test_maps_go_where_masks_go(toy_set: Path, maps: Path) -> None:
         inside = target.masks.dense(target.size).amax(0).bool()
         assert torch.equal(inside, semantic == 2)
         assert inside.any()
+
+
+def test_pictures_of_one_name_have_maps_of_their_own(toy_set: Path, tmp_path: Path) -> None:
+    content = json.loads((toy_set / "train.json").read_text())
+    content["images"] = content["images"][:3]
+    for name, value, image in zip(("a/1", "b/1", "a/2"), (1, 2, 3), content["images"], strict=True):
+        file = tmp_path / "images" / f"{name}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(toy_set / "images" / image["file_name"], file)
+        image["file_name"] = f"{name}.png"
+        place = tmp_path / "maps" / (f"{name}.png" if value < 3 else "2.png")  # one name: no folder
+        place.parent.mkdir(parents=True, exist_ok=True)
+        size = image["width"], image["height"]
+        Image.new("L", size, value).save(place)
+    content["annotations"] = []
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    data = TrainSet(CocoSet(tmp_path / "train.json"), recipe(tmp_path / "maps"), seed=0)
+    found = [data[index][1].semantic for index in range(3)]
+    assert [s.unique().tolist() for s in found if s is not None] == [[1], [2], [3]]
+    (tmp_path / "maps/a/1.png").rename(tmp_path / "maps/1.png")  # of which of the two?
+    with pytest.raises(InputError, match=r"maps/a/1\.png: no such picture"):
+        data[0]
 
 
 def test_batches_carry_maps_and_the_branch_learns(toy_set: Path, maps: Path) -> None:

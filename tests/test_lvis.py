@@ -302,7 +302,7 @@ BROKEN = {
     ),
     "not exhaustive as text": (
         last("not_exhaustive_category_ids", "7"), "unknown-category", 958,
-        "picture 958: not_exhaustive_category_ids: no category has the id 7",
+        'picture 958: not_exhaustive_category_ids: no category has the id "7"',
     ),
     "a list as negative": (
         last("neg_category_ids", [7]), "unknown-category", 958,

@@ -216,6 +216,22 @@ def test_mistakes_come_out_before_anything_is_trained(pictures, tmp_path, monkey
     where = ["--data", str(pictures), "--out", str(tmp_path / "out")]
     assert cli.main(["reproduce", "pair", "tabel6", *where, "--scale", "small"]) == 2
     assert "no table 'tabel6'" in capsys.readouterr().err
+    wrong = ["--scale", "small", "--set", "train.stepz=2"]
+    assert cli.main(["reproduce", "pair", *where, *wrong]) == 2
+    assert "train.stepz" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()  # or the next set would be another than this one
+    (tmp_path / "out/results").mkdir(parents=True)
+    for name in ("pair.md", "pair.csv", "pair.svg"):
+        (tmp_path / "out" / name).write_text("mine")
+        assert cli.main(["reproduce", "pair", *where, "--scale", "small"]) == 2
+        assert f"{name}: is there already, and not from this command" in capsys.readouterr().err
+        assert (tmp_path / "out" / name).read_text() == "mine"
+        (tmp_path / "out" / name).unlink()
+    row = reproduce.TABLES["pair"].rows[0].recipe
+    for content in ("", "{}", "[]"):
+        (tmp_path / f"out/results/{row}.json").write_text(content)
+        assert cli.main(["reproduce", "pair", *where, "--scale", "small"]) == 2
+        assert f"{row}.json: damaged: remove it" in capsys.readouterr().err
     assert cli.main(["reproduce", "table1", *where]) == 2
     said = capsys.readouterr().err
     assert f"{pictures}/annotations/instances_train2017.json: not there" in said

@@ -227,6 +227,11 @@ def test_clean_in_words():
         assert {**found, "segmentation": 0} == {**record, "segmentation": 0}
         return int(coco_mask.area(found["segmentation"]))
 
+    with pytest.raises(ValueError, match="polygons do not say how large"):
+        runs.clean([record | {"segmentation": [[2, 2, 9, 2, 9, 9]]}], holes=2)
+    rle = record["segmentation"]
+    told = record | {"segmentation": {**rle, "counts": rle["counts"].encode()}}  # pycocotools'
+    assert runs.clean([told], holes=5) == runs.clean([record], holes=5)
     assert area() == 99
     assert area(holes=2) == 100
     assert area(holes=4) == 100

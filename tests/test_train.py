@@ -5,6 +5,7 @@ import shutil
 import signal
 
 import pytest
+import timm
 import torch
 from lightning.fabric import accelerators as fabric
 from lightning.pytorch import accelerators as pytorch
@@ -225,6 +226,27 @@ def test_blocks_of_the_trunk_learn_slower_the_nearer_they_are_to_the_picture():
         InputError, match=r"train\.freeze: 'head\.\*' fits no parameter: .*trunk\.\*"
     ):
         Learner(model, TrainRecipe(**{**values, "freeze": ["head.*"]}), steps=9, epoch=3, devices=1)
+    with pytest.raises(InputError, match=r"train\.freeze: nothing is left to learn"):
+        Learner(model, TrainRecipe(**{**values, "freeze": ["*"]}), steps=9, epoch=3, devices=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "stem", "blocks"),
+    [
+        ("resnet18", ("conv1.weight", "bn1.weight"), [2, 2, 2, 2]),
+        ("convnext_atto", ("stem_0.weight", "stem_1.weight"), [2, 3, 7, 3]),
+        ("swin_tiny_patch4_window7_224", ("patch_embed.proj.weight",), [2, 3, 7, 3]),
+    ],
+)
+def test_a_block_is_one_in_every_kind_of_trunk(name, stem, blocks):
+    """With ConvNeXt and Swin what makes a stage's maps smaller is a block of its own."""
+    body = timm.create_model(name, features_only=True, pretrained=False)
+    holder = nn.Module()
+    holder.trunk = nn.Module()
+    holder.trunk.body = body
+    depths = training.depths_of(holder)
+    assert {depths[f"trunk.body.{each}"] for each in stem} == {0}
+    assert len(set(depths.values())) == 1 + sum(blocks)
 
 
 def test_a_loss_that_explodes_ends_the_run_with_its_name(pictures, tmp_path):
@@ -290,6 +312,13 @@ def test_the_demo_makes_a_table_and_a_page_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "PICTURES", (4, 2))
     monkeypatch.setattr(demo, "MODEL", {"options": MODEL})
     out = tmp_path / "demo"
+    (out / "toy").mkdir(parents=True)
+    for name in ("demo.txt", "toy/labels.json"):
+        (out / name).write_text("mine")
+    with pytest.raises(InputError, match="something already"):
+        demo.run(out, steps=1)
+    assert (out / "toy/labels.json").read_text() == "mine"
+    shutil.rmtree(out)
     demo.run(out, steps=1)
     shutil.rmtree(out / "toy")
     (tmp_path / "elsewhere").mkdir()

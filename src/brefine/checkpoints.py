@@ -46,7 +46,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGT
 #: keys of a recipe that may change when a run goes on: it stays the same run
 FREE = (
     "model.weights",
-    *(f"data.{key}" for key in ("train", "val", "images", "val_images", "workers")),
+    *(f"data.{key}" for key in ("train", "val", "images", "val_images", "semantic", "workers")),
     *(
         f"train.{key}"
         for key in (

@@ -235,6 +235,8 @@ def evaluate(
     """Box, mask and Boundary AP, and mask quality in true boxes, one row a model."""
     if report and len(models) > 1:
         raise typer.BadParameter("--report: the page is about one MODEL, see also brefine compare")
+    if classes and boxes == Boxes.TRUTH:
+        raise typer.BadParameter("--classes: of what is detected: not with --boxes ground-truth")
     if report and boxes == Boxes.TRUTH:
         raise typer.BadParameter("--report: shows what is detected: not with --boxes ground-truth")
     from rich.console import Console
@@ -245,9 +247,11 @@ def evaluate(
     from brefine.metrics.tables import print_classes, print_kinds, print_table, print_thresholds
 
     if out:
-        check_target("--out", out, ".json", '"values": {', [data, *models])
+        ours = r'\{\s*"([^"\\]|\\.)*": \{\s*"values": \{'
+        check_target("--out", out, ".json", ours, [data, *models])
     if report:
-        check_target("--report", report, ".html", "<title>Evaluation of ", [data, *models])
+        ours = r'<!doctype html>\s<html lang="en"><head>(<meta [^>]*>|\s)*<title>Evaluation of '
+        check_target("--report", report, ".html", ours, [data, *models])
     dataset = read(data, images)
     rows = evaluate_paths(
         models,
@@ -305,7 +309,8 @@ def compare(
     from brefine.files import check_target
 
     if json_file:
-        check_target("--json", json_file, ".json", '"resamples": ', [data, *systems])
+        ours = r'\{\s*"pictures": \d+,\s*"resamples": \d+,\s*"seed": \d+,\s*"systems": '
+        check_target("--json", json_file, ".json", ours, [data, *systems])
     found = compare(
         systems,
         read(data, images),
@@ -598,10 +603,12 @@ def reproduce(
     settings: Settings = None,
 ) -> None:
     """Train and evaluate the rows of the paper's tables, beside its figures; goes on if stopped."""
-    from brefine.reproduce import recipes_of, reproduce
+    from brefine.reproduce import find_table, recipes_of, reproduce
 
     small, place = scale == "small", out or Path("runs") / scale
     for name in tables:  # mistakes come out before days of training
+        find_table(name)
+    for name in tables:
         recipes_of(name, data, place, small=small, settings=settings or [])
     for name in tables:
         reproduce(name, data, place, small=small, settings=settings or [])
@@ -698,6 +705,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.name not in ("torch", "torchvision", "timm", "lightning", "safetensors"):
             raise
         return _fail(f"{error.name} is not installed: without it only exported files can predict")
+    except UnicodeEncodeError as error:
+        return _fail(f"{error.object[:80]!a}: is no text that can be written: change it")
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         return _fail(f"{place}{error.strerror or error}")

@@ -22,6 +22,7 @@ from brefine.train import train
 METHODS = {"mask_rcnn": "Mask R-CNN", "brefine": "BRefine"}
 PAGE = "report.html"
 MARK = "demo.txt"  # a folder with it was made by the demo, and is replaced by the next one
+SAID = "Made by brefine demo; the next one replaces this folder.\n"  # in it
 SHOWN = 8  # pictures in the report page
 PICTURES = (300, 50)  # to learn from, to test on
 
@@ -71,7 +72,8 @@ def run(out: Path | str, *, seed: int = 0, steps: int | None = None) -> None:
     """
     out = Path(out)
     there = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    if (out.exists() and not out.is_dir()) or there - _made() or (there and MARK not in there):
+    ours = (out / MARK).is_file() and (out / MARK).read_text(errors="replace") == SAID
+    if (out.exists() and not out.is_dir()) or there - _made() or (there and not ours):
         raise InputError(f"{out}: there is something already: choose another folder with --out")
     out.mkdir(parents=True, exist_ok=True)
     for name in _made() - {MARK}:
@@ -79,7 +81,7 @@ def run(out: Path | str, *, seed: int = 0, steps: int | None = None) -> None:
             shutil.rmtree(out / name)
         else:
             (out / name).unlink(missing_ok=True)
-    (out / MARK).write_text("Made by brefine demo; the next one replaces this folder.\n")
+    (out / MARK).write_text(SAID)
     count, held_out = PICTURES
     toy.draw(out / "toy", train=count, val=held_out, seed=seed)
     length = {} if steps is None else {"steps": steps}

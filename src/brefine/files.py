@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -28,8 +29,8 @@ def check_target(option: str, path: Path, suffix: str, mark: str, inputs: Iterab
         option: that names it, for the message.
         path: what it names.
         suffix: that it must have.
-        mark: text near the beginning of a file that this command wrote earlier; only such a file
-            is replaced.
+        mark: how a file begins that this command wrote earlier (a regular expression); only such
+            a file is replaced.
         inputs: of the command, which are no place to write to.
 
     Raises:
@@ -42,7 +43,7 @@ def check_target(option: str, path: Path, suffix: str, mark: str, inputs: Iterab
     if path.exists():
         try:
             with path.open(encoding="utf-8", errors="replace") as file:
-                ours = mark in file.read(4096)
+                ours = re.match(mark, file.read(4096))
         except OSError as error:
             raise InputError(f"{option} {path}: cannot write: {error.strerror}") from None
         if not ours:

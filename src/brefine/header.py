@@ -43,7 +43,7 @@ def limits(thresholds: Sequence[float], threshold: float | None) -> list[float]:
     """
     if threshold is None:
         return list(thresholds)
-    if not 0 <= threshold <= 1:
+    if not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
         raise InputError(f"threshold {threshold}: expected a score, 0 to 1")
     return [threshold] * len(thresholds)
 

@@ -244,11 +244,13 @@ def reproduce(
         settings: as `Recipe.with_settings`, for every row.
 
     Raises:
-        InputError: as `recipes_of`, ``out`` has rows of other settings, or as ``train``.
+        InputError: as `recipes_of`, ``out`` has rows of other settings or a table of somebody
+            else, or as ``train``.
         Stopped: by a signal, or because another process has gone: the same call goes on.
     """
     recipes = recipes_of(name, data, out, small=small, settings=settings)
     table, first = TABLES[name], processes.is_first()
+    _require_own(table, out / name)
     results: list[Result] = []
     for row, recipe in zip(table.rows, recipes, strict=True):
         console.rule(f"{name}, row {len(results) + 1} of {len(recipes)}: {row.title}")
@@ -261,6 +263,17 @@ def reproduce(
         print_rows(table, results, small=small)
 
 
+def find_table(name: str) -> Table:
+    """A table of ``TABLES``.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    if name not in TABLES:
+        raise InputError(f"no table {name!r}: choose one of {', '.join(TABLES)}")
+    return TABLES[name]
+
+
 def recipes_of(
     name: str, data: Path, out: Path, *, small: bool = False, settings: Sequence[str] = ()
 ) -> list[Recipe]:
@@ -271,13 +284,13 @@ def recipes_of(
     Raises:
         InputError: no such table, the data is not there, or a setting is wrong.
     """
-    if name not in TABLES:
-        raise InputError(f"no table {name!r}: choose one of {', '.join(TABLES)}")
+    table = find_table(name)
     if not data.exists():
         raise InputError(f"--data {data}: not there")
-    table = TABLES[name]
     recipes = [Recipe.load(recipes_folder() / f"{row.recipe}.yaml") for row in table.rows]
     if small:
+        for recipe in recipes:  # mistakes come out before anything is written
+            shrink(recipe, {}).with_settings(settings)
         sections = _small_data(recipes[0], data, out)
         recipes = [shrink(recipe, sections) for recipe in recipes]
     else:
@@ -394,9 +407,13 @@ def run(
     file, folder = results / f"{name}.json", runs / name
     settings = _settings(recipe)
     if file.is_file():
-        result: Result = json.loads(file.read_text(encoding="utf-8"))
+        try:
+            result: Result = json.loads(file.read_text(encoding="utf-8"))
+            before, _ = result["recipe"], result["values"]
+        except (ValueError, TypeError, KeyError):
+            raise InputError(f"{file}: damaged: remove it, and the row is run again") from None
         # parsed, so that an option which is younger than the result has its default in both
-        _require_same(_settings(Recipe.parse(result["recipe"], str(file))), settings, file)
+        _require_same(_settings(Recipe.parse(before, str(file))), settings, file)
         return result
     begun = folder / "recipe.yaml"
     if begun.is_file():
@@ -533,6 +550,15 @@ def print_rows(table: Table, results: Sequence[Result], *, small: bool) -> None:
     for row in rows:
         grid.add_row(*row)
     Console().print(grid)
+
+
+def _require_own(table: Table, stem: Path) -> None:
+    """Refuse to replace files that are none of `write`."""
+    marks = {".md": table.title, ".csv": "row,from,", ".svg": "<svg "}
+    for suffix, mark in marks.items():
+        file = stem.with_suffix(suffix)
+        if file.exists() and not file.read_text("utf-8", errors="replace").startswith(mark):
+            raise InputError(f"{file}: is there already, and not from this command: move it")
 
 
 def write(table: Table, results: Sequence[Result], stem: Path, *, small: bool) -> None:

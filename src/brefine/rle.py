@@ -102,6 +102,8 @@ def decode(segmentation: Any, size: tuple[int, int]) -> Runs:
         said = segmentation.get("size")
         raise ValueError(f"RLE of size {shorten(said)} in a picture of [{size[0]}, {size[1]}]")
     counts = segmentation.get("counts")
+    if isinstance(counts, bytes):  # as pycocotools has them
+        counts = counts.decode("latin-1")
     if isinstance(counts, str):
         lengths, _ = parse_counts([counts])
     elif isinstance(counts, list) and all(type(count) is int for count in counts):
@@ -260,7 +262,10 @@ def check_polygons(polygons: Sequence[Any], size: tuple[int, int]) -> list[NDArr
     checked = []
     for polygon in polygons:
         try:
-            points = np.array(polygon, dtype=np.float64)
+            points = np.array(polygon)
+            if points.dtype.kind not in "iuf":  # numpy would read text, too
+                raise ValueError
+            points = points.astype(np.float64)
         except (TypeError, ValueError, OverflowError):
             raise ValueError("a polygon is not a list of numbers") from None
         if points.ndim != 1 or len(points) % 2 or not isinstance(polygon, list):

@@ -252,6 +252,8 @@ def clean(
     """
     if not records or (holes < 2 and islands is not None and islands < 2 and not disjoint):
         return [dict(record) for record in records]
+    if not all(isinstance(record["segmentation"], dict) for record in records):
+        raise ValueError("polygons do not say how large their picture is: give RLE")
     size = tuple(records[0]["segmentation"]["size"])
     masks = [decode(record["segmentation"], size) for record in records]
     masks = [fill_holes(mask, holes) for mask in masks]

@@ -153,6 +153,8 @@ def train(
         from brefine.batch_size import resolve  # which imports this file
 
         recipe = resolve(recipe, dataset, transform)
+    if recipe.train.precision == "16-mixed" and not torch.cuda.is_available():
+        console.print("train.precision: a CPU computes bf16-mixed instead of 16-mixed")
     seed = recipe.train.seed
     L.seed_everything(seed, verbose=False)  # after what was measured, which leaves no trace so
     loader = train_loader(
@@ -438,7 +440,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
     """Let the parameters whose names fit a pattern learn nothing.
 
     Raises:
-        InputError: a pattern fits none.
+        InputError: a pattern fits none, or all are frozen.
     """
     for pattern in patterns:
         fitting = [p for name, p in model.named_parameters() if fnmatchcase(name, pattern)]
@@ -447,20 +449,23 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
             raise InputError(f"train.freeze: {pattern!r} fits no parameter: there are {known}")
         for parameter in fitting:
             parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InputError("train.freeze: nothing is left to learn: name fewer parameters")
     model.train()  # norms of the trunk that learn nothing now stay in evaluation
 
 
 def depths_of(model: nn.Module) -> dict[str, int]:
     """For each parameter of the trunk's body the number of its block, 0 next to the picture.
 
-    A block is everything up to the last number in a name that ends a container's:
-    ``layer1.0``, ``blocks.2.1``.
+    A block is everything up to the last number in a name that ends a container's: ``layer1.0``,
+    ``blocks.2.1``, ``stages_1.blocks.0``; what comes before them is one, the stem.
     """
     depths, blocks = {}, dict[str, int]()
     for name, _ in model.named_parameters():
         if name.startswith("trunk.body."):
-            found = re.match(r"trunk\.body\.\D*\d+(\.\d+)*", name)
-            block = found[0] if found else "trunk.body"
+            found = re.match(r"trunk\.body\.\D*\d+(\.\d+|\.(blocks|layers)\.\d+)*", name)
+            stem = not found or re.match(r"trunk\.body\.(conv1|bn1|norm1|stem)", name)
+            block = "trunk.body" if stem or not found else found[0]
             depths[name] = blocks.setdefault(block, len(blocks))
     return depths
 

@@ -265,4 +265,4 @@ def _find_fault(result: Any, num_classes: int) -> str | None:
 def _describe(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
-    return type(value).__name__
+    return f"tuple of {len(value)}" if isinstance(value, tuple) else type(value).__name__

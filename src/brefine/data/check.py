@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from brefine.data.coco import Kept, find_folder, first_names
-from brefine.data.faults import KINDS, Fault, Id, Place, Report, collect, reason_of, shorten
+from brefine.data.faults import KINDS, Fault, Id, Place, Report, collect, quote, reason_of, shorten
 from brefine.data.geometry import Tell, check_geometry
 from brefine.data.looks import Listed, Look, compare, look_at
 from brefine.data.pictures import MAX_PIXELS
@@ -257,7 +257,7 @@ class _Reader:
     def _refuse(self, key: str, expected: str) -> None:
         own = _as_id(self.entry.get("id"))
         if key in self.entry:
-            message = f"{self.where}: {key} is {shorten(self.entry[key])}, expected {expected}"
+            message = f"{self.where}: {key} is {quote(self.entry[key])}, expected {expected}"
             self.report("wrong-type", self.path, own, message)
         else:
             self.report("missing-key", self.path, own, f"{self.where}: {key} is missing")

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from brefine.data.faults import shorten
+from brefine.data.faults import quote, shorten
 from brefine.data.packed import Packed
 from brefine.data.pictures import MAX_PIXELS
 from brefine.data.transforms import resize_masks
@@ -310,7 +310,7 @@ class CocoSet:
             value = int(value)
         if type(value) is not int or abs(value) >= 2**53:
             raise InputError(
-                f"{self.path}: {where}: {key} is {shorten(value)}, expected a whole number"
+                f"{self.path}: {where}: {key} is {quote(value)}, expected a whole number"
                 + (" below 2**53" if type(value) is int else "")
             )
         return value
@@ -429,7 +429,7 @@ def find_fault(entry: dict[str, Any], size: tuple[int, int]) -> str | None:
         return "no segmentation"
     crowd = entry.get("iscrowd", 0)
     if crowd not in (0, 1):
-        return f"iscrowd is {shorten(crowd)}, expected 0 or 1"
+        return f"iscrowd is {quote(crowd)}, expected 0 or 1"
     try:
         if isinstance(segmentation, list):
             height, width = size

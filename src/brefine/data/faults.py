@@ -222,6 +222,11 @@ def print_faults(faults: Sequence[Fault], console: Console, *, examples: int | N
     console.print(summarise(faults), highlight=False)
 
 
+def quote(value: Any) -> str:
+    """As `shorten`, but text is in quotes: where it stands in place of a number."""
+    return shorten(json.dumps(value, default=repr))
+
+
 def shorten(value: Any) -> str:
     """A json value for a message, cut to a readable length, on one line."""
     text = value if isinstance(value, str) else json.dumps(value, default=repr)

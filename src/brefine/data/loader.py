@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -88,6 +89,12 @@ class TrainSet(Dataset[tuple[Tensor, Instances]]):
         self.dataset, self.recipe, self.seed, self.transform = dataset, recipe, seed, transform
         self.sources = np.array(dataset.usable() if recipe.copy_paste else [], dtype=np.int64)
         self.epoch = 0
+        self.top, self.shared = Path(), frozenset[str]()
+        if recipe.semantic is not None and len(dataset):
+            files = [picture.file for picture in dataset.pictures]
+            self.top = Path(os.path.commonpath([file.parent for file in files]))
+            stems = Counter(file.stem for file in files)
+            self.shared = frozenset(stem for stem, count in stems.items() if count > 1)
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch of items asked for by a plain index."""
@@ -122,12 +129,23 @@ class TrainSet(Dataset[tuple[Tensor, Instances]]):
             return place(picture, target, self.recipe, random)
         # Two more channels go the picture's way: the map, and where a crop reaches beyond it.
         labelled = self.dataset.pictures[index]
-        classes = read_map(self.recipe.semantic / f"{labelled.file.stem}.png", labelled.size)
+        classes = read_map(self._map_of(labelled.file), labelled.size)
         small = functional.interpolate(classes[None, None], (height, width), mode="nearest")[0]
         picture = torch.cat([picture, small, torch.zeros_like(small)])
         picture, target = place(picture, target, self.recipe, random)
         semantic = torch.where(picture[4] == 0, picture[3], UNKNOWN)
         return picture[:3], replace(target, semantic=semantic)
+
+    def _map_of(self, file: Path) -> Path:
+        """The map of a picture: in the same folder as the picture, or else beside the others.
+
+        Pictures of several folders that have one name have a map each.
+        """
+        assert self.recipe.semantic is not None
+        own = (self.recipe.semantic / file.relative_to(self.top)).with_suffix(".png")
+        if file.stem in self.shared or own.is_file():
+            return own
+        return self.recipe.semantic / f"{file.stem}.png"
 
     def _paste(
         self, picture: Tensor, target: Instances, index: int, random: np.random.Generator

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from brefine.data.coco import FEW_NAMES, find_folder, read_json
-from brefine.data.faults import Id, Report, refuse, shorten
+from brefine.data.faults import Id, Report, quote, refuse, shorten
 from brefine.structures import Category
 
 #: rare: on 1 to 10 training pictures; common: on 11 to 100; frequent: on more
@@ -119,7 +119,7 @@ def read(
                 message = f"{where}: {key} is {shorten(said)}, expected a list of category ids"
                 report("wrong-type", path, _id(entry), message)
             elif strange := [n for n in said if not (_is_number(n) and n in known)]:
-                message = f"{where}: {key}: no category has the id {shorten(strange[0])}"
+                message = f"{where}: {key}: no category has the id {quote(strange[0])}"
                 report("unknown-category", path, _id(entry), message)
         places = [folder / name for name in _names(entry)]
         if places:

@@ -64,6 +64,9 @@ def open_picture(path: Path | str, content: bytes | None = None) -> Iterator[Ima
     except Image.DecompressionBombError:
         limit = f"{MAX_PIXELS // 10**6} million pixels"
         raise InputError(f"{path}: larger than {limit}: cut it into tiles") from None
+    except InputError as error:  # of whoever looks at the picture
+        told = str(error).startswith(f"{path}: ")
+        raise (error if told else InputError(f"{path}: cannot read the picture: {error}")) from None
     except Exception as error:
         # Decoders of damaged files raise nearly anything: SyntaxError, struct.error, IndexError.
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())

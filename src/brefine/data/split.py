@@ -138,7 +138,7 @@ def assign(
 
     def rank(name: str) -> tuple[int, int, str]:
         rarest = min(units[name], key=lambda kind: (kind == PICTURES, total[kind], kind))
-        random = hashlib.sha256(f"{seed} {name}".encode()).hexdigest()
+        random = hashlib.sha256(f"{seed} {name}".encode(errors="surrogatepass")).hexdigest()
         return total[rarest], -units[name][rarest], random
 
     due = np.array(shares, dtype=np.float64)[:, None]

@@ -100,7 +100,10 @@ def cross_fitted(hits: Hits) -> Floats:
     """``[D]`` probabilities under maps that were fitted without the detection's own picture.
 
     Pictures of odd numbers get the map that those of even numbers give, and the other way round.
+    Scores that no map can be fitted to, see `fit`, stay as they are.
     """
+    if len(hits.scores) and (hits.scores.min() < 0 or hits.scores.max() > 1):
+        return hits.scores
     odd = hits.pictures % 2 == 1
     probabilities = np.zeros(len(odd))
     for part in (odd, ~odd):

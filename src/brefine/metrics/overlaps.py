@@ -6,7 +6,7 @@ kinds of errors, confusion and pictures to look at are all counted from the `Ove
 
 from __future__ import annotations
 
-import math
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from brefine.data.coco import CocoSet, box_and_area
+from brefine.data.faults import shorten
 from brefine.metrics.boundary import Mask, band_width, boundary_band, shared_pixels
 from brefine.metrics.tape import Tape
 from brefine.progress import track
@@ -285,8 +286,10 @@ class _Objects:
                 raise InputError(
                     f"{_where(index)}: category_id {category!r} is not in the data set"
                 )
-            if not isinstance(score, int | float) or not math.isfinite(score):
-                raise InputError(f"{_where(index)}: score {score!r} is no finite number")
+            if not isinstance(score, int | float) or not abs(score) <= sys.float_info.max:
+                raise InputError(
+                    f"{_where(index)}: score {shorten(repr(score))} is no finite number"
+                )
             labels.append(table[category])
             scores.append(score)
         objects = cls(

@@ -126,7 +126,8 @@ def print_thresholds(rows: Mapping[str, Report], console: Console) -> None:
             limit = values["threshold"]
             keys = ("threshold/F1", "threshold/precision", "threshold/recall")
             cells = [f"{values['objects']:.0f}", f"{limit:.3f}"]
-            cells.append(_percent(float(report.calibration(limit))))
+            told = not math.isnan(report.values["calibration/error"])  # else no map was fitted
+            cells.append(_percent(float(report.calibration(limit)) if told else None))
             table.add_row(Text(title), *cells, *(_percent(values[key]) for key in keys))
         console.print(table)
         error, mapped = (report.values[f"calibration/{k}"] for k in ("error", "error_mapped"))
