@@ -331,10 +331,12 @@ def test_what_is_done_is_not_read_again(tmp_path: Path, monkeypatch: pytest.Monk
     assert [len(images) for images in p.model.seen] == [2]  # type: ignore[attr-defined]
 
 
-def interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, ...]:
+def interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str = "out"
+) -> tuple[Any, ...]:
     """A run over two pictures that ended after the first; the arguments to go on with."""
     write_pictures(tmp_path / "in", "a.png", "b.png")
-    arguments = (predictor(), [tmp_path / "in"], tmp_path / "out")
+    arguments = (predictor(), [tmp_path / "in"], tmp_path / out)
     with monkeypatch.context() as patch:
         stop_after(patch, 1)
         with pytest.raises(KeyboardInterrupt):
@@ -379,29 +381,9 @@ def test_a_run_is_resumed_with_its_own_pictures(
 def test_a_run_does_not_predict_what_it_has_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_pictures(tmp_path / "in", "a.png", "b.png")
-    arguments = (predictor(), [tmp_path / "in"], tmp_path / "in/out")
-    with monkeypatch.context() as patch:
-        stop_after(patch, 1)
-        with pytest.raises(KeyboardInterrupt):
-            predict_files(*arguments)
+    arguments = interrupted(tmp_path, monkeypatch, "in/out")
     assert predict_files(*arguments, resume=True).pictures == 2
     assert {record["image_id"] for record in records_of(arguments[2])} == {"a.png", "b.png"}
-
-
-def test_a_skipped_picture_that_was_repaired_is_predicted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_pictures(tmp_path / "in", "b.png", "c.png")
-    (tmp_path / "in/a.png").write_text("no picture")
-    arguments = (predictor(), [tmp_path / "in"], tmp_path / "out")
-    with monkeypatch.context() as patch:
-        stop_after(patch, 1)
-        with pytest.raises(KeyboardInterrupt):
-            predict_files(*arguments, skip_broken=True)
-    write_pictures(tmp_path / "in", "a.png")
-    summary = predict_files(*arguments, skip_broken=True, resume=True)
-    assert (summary.pictures, summary.broken) == (3, {})
 
 
 @pytest.mark.parametrize("file", [jobs.JOURNAL, jobs.SETTINGS])

@@ -371,7 +371,8 @@ def _origin(place: str) -> str:
 def _begin(part: Path, out: Path, settings: dict[str, Any], resume: bool) -> dict[str, str]:
     """Make the folder of an unfinished run, or take it up: names and places of what is done.
 
-    Broken pictures are not: they may have been repaired.
+    Broken pictures are done, too, without a place: looking at them again would change what is
+    predicted together with what, and so the last digits.
     """
     journal = part / JOURNAL
     done: dict[str, str] = {}
@@ -381,11 +382,7 @@ def _begin(part: Path, out: Path, settings: dict[str, Any], resume: bool) -> dic
             for line in file:
                 if line.endswith(b"\n"):  # the last one may be cut short
                     try:
-                        names = {
-                            entry["name"]: entry.get("at", "")
-                            for entry in json.loads(line)
-                            if "broken" not in entry
-                        }
+                        names = {entry["name"]: entry.get("at", "") for entry in json.loads(line)}
                     except (ValueError, TypeError, KeyError, AttributeError):
                         raise InputError(f"{journal}: is damaged: remove {part}") from None
                     whole += len(line)
@@ -540,7 +537,6 @@ class _Writer:
             if "broken" in entry:
                 summary.broken[entry["name"]] = entry["broken"]
                 continue
-            summary.broken.pop(entry["name"], None)  # repaired since
             summary.pictures += 1
             summary.objects += len(entry["records"])
             for name, ious in entry["ious"].items():
