@@ -147,6 +147,12 @@ def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
     (tmp_path / "more/deep/back").symlink_to("..")  # without an end
     (tmp_path / "in/itself").symlink_to(".")
     assert list(find_pictures([tmp_path / "in"])) == ["a.png", "more/deep/b.png"]
+    for one, other in ("xy", "yx"):  # each leads to the other
+        (tmp_path / "two" / one).mkdir(parents=True)
+        (tmp_path / "two" / one / "link").symlink_to(f"../{other}")
+    write_pictures(tmp_path, "two/x/c.png")
+    found = list(find_pictures([tmp_path / "two"]))
+    assert found == ["x/c.png", "x/link/link/c.png", "y/link/c.png"]
 
 
 def test_stdin_is_one_picture(monkeypatch: pytest.MonkeyPatch) -> None:

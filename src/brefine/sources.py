@@ -174,10 +174,12 @@ def _mode(path: str) -> int | None:
         return None
 
 
-def _scan(folder: str, inside: str) -> Iterator[tuple[str, str]]:
+def _scan(
+    folder: str, inside: str, above: frozenset[str] = frozenset()
+) -> Iterator[tuple[str, str]]:
     """Pictures of a folder, sorted; what is a folder, the listing itself tells.
 
-    Links are followed, but not to a folder that they lie in.
+    Links are followed, but not to a folder that they lie in, nor twice on one way (``above``).
     """
     try:
         with os.scandir(folder) as listing:
@@ -187,9 +189,13 @@ def _scan(folder: str, inside: str) -> Iterator[tuple[str, str]]:
     for name, is_folder, is_link in entries:
         if is_folder:
             place = os.path.join(folder, name)
-            if is_link and Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(place)):
-                continue
-            yield from _scan(place, f"{inside}{name}/")
+            way = above
+            if is_link:
+                target = os.path.realpath(place)
+                if target in above or Path(os.path.realpath(folder)).is_relative_to(target):
+                    continue
+                way = above | {target}
+            yield from _scan(place, f"{inside}{name}/", way)
         elif name.lower().endswith(SUFFIXES):
             yield inside + name, os.path.join(folder, name)
 
