@@ -122,8 +122,24 @@ class Bitmaps:
         return Bitmaps([self.windows[i] for i in index.tolist()], self.origins[index])
 
     def to(self, device: torch.device | str) -> Bitmaps:
-        """The same masks on ``device``."""
-        return Bitmaps([window.to(device) for window in self.windows], self.origins.to(device))
+        """The same masks on ``device``, moved in one piece: each alone would wait for a GPU."""
+        import torch
+
+        origins = self.origins.to(device)
+        if not self.windows or origins.device == self.origins.device:
+            return Bitmaps(self.windows, origins)
+        pixels = torch.cat([window.flatten() for window in self.windows]).to(device)
+        pieces = torch.split(pixels, [window.numel() for window in self.windows])
+        views = [piece.view(one.shape) for piece, one in zip(pieces, self.windows, strict=True)]
+        return Bitmaps(views, origins)
+
+    def areas(self) -> Tensor:
+        """Pixels of each mask, ``[N]`` int64."""
+        import torch
+
+        if not self.windows:
+            return self.origins[:, 0]
+        return torch.stack([window.sum() for window in self.windows])
 
     @classmethod
     def of(cls, masks: Tensor) -> Bitmaps:

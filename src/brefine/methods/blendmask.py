@@ -408,8 +408,7 @@ class Semantic(nn.Module):
         goal = torch.full_like(logits[:, 0], logits.shape[1] - 1, dtype=torch.int64)
         for one, target in zip(goal, targets, strict=True):
             assert target.masks is not None
-            areas = torch.tensor([int(window.sum()) for window in target.masks.windows])
-            order = areas.argsort(descending=True, stable=True).to(one.device)
+            order = target.masks.areas().argsort(descending=True, stable=True).to(one.device)
             masks = shrink(target.masks[order], 2 * STRIDE, size)
             for mask, label in zip(masks, target.labels[order], strict=True):
                 one[mask > 0] = label

@@ -536,9 +536,9 @@ def _centres(masks: Bitmaps) -> Tensor:
 
     Of pixels' numbers, so half a pixel before that of their centres: the authors' code has it so.
     """
-    found = []
+    found, masks = [], masks.to("cpu")
     for window, (x, y) in zip(masks.windows, masks.origins.tolist(), strict=True):
-        pixels = window.cpu().double()
+        pixels = window.double()
         columns, rows = pixels.sum(0), pixels.sum(1)
         right = columns @ (torch.arange(len(columns)) + x).double()
         down = rows @ (torch.arange(len(rows)) + y).double()

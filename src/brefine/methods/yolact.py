@@ -385,7 +385,7 @@ class Semantic(nn.Module):
         for one, target in zip(goal, targets, strict=True):
             assert target.masks is not None
             masks = shrink(target.masks, 2 * STRIDE, size, least=3)
-            one.index_reduce_(0, target.labels, masks, "amax")
+            one.scatter_reduce_(0, target.labels[:, None, None].expand_as(masks), masks, "amax")
         return F.binary_cross_entropy_with_logits(logits.float(), goal) * logits.shape[1]
 
 
@@ -398,8 +398,10 @@ def match(anchors: Tensor, truth: Tensor) -> Tensor:
     index = B.match(anchors, truth, 0.5, 0.4)
     if len(truth):
         most, best = box_iou(truth, anchors).max(1)
-        for i in most.argsort().tolist():
-            index[best[i]] = i
+        order = most.argsort()
+        rank = order.argsort()
+        taken = rank.new_full(index.shape, -1).scatter_reduce(0, best, rank, "amax")
+        index = torch.where(taken >= 0, order[taken], index)
     return index
 
 

@@ -168,12 +168,10 @@ def share_inside(masks: Bitmaps, boxes: Tensor, index: Tensor, frame: tuple[int,
     high = torch.maximum(high, low + 1)
     origin = masks.origins.to(boxes.device)[index]
     cuts = torch.cat([low - origin, high - origin], 1).clamp(min=0).tolist()
-    areas = [int(window.sum()) for window in masks.windows]
-    shares = [
-        int(masks.windows[i][y1:y2, x1:x2].sum()) / max(1, areas[i])
-        for i, (x1, y1, x2, y2) in zip(index.tolist(), cuts, strict=True)
-    ]
-    return boxes.new_tensor(shares)
+    pairs = zip(index.tolist(), cuts, strict=True)
+    inside = Bitmaps([masks.windows[i][y1:y2, x1:x2] for i, (x1, y1, x2, y2) in pairs], origin)
+    areas = masks.areas().to(boxes.device)[index].clamp(min=1)
+    return (inside.areas().to(boxes.device) / areas).to(boxes)
 
 
 def _taps(
