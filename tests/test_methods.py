@@ -157,6 +157,21 @@ class TestContract:
         learns = any(p.grad is not None and p.grad.any() for p in model.mask_head.parameters())
         assert learns == (sum(counts) > 0)
 
+    def test_mixed_precision_learns_the_same(self, name, options):
+        images, targets = batch(scene(5), scene(0), scene(9, 2))
+        learnt = []
+        for mixed in (False, True):
+            model = build(name, **options)
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
+                named = model.loss(images, targets)
+            assert {value.dtype for value in named.values()} == {torch.float32}
+            sum(value for key, value in named.items() if not key.startswith("raw_")).backward()
+            learnt.append(
+                torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
+            )
+        # In 8 bits others of nearly equal proposals are picked, so not all of a step is the same.
+        assert torch.cosine_similarity(*learnt, 0) > 0.9
+
     def test_losses_start_at_those_of_an_ignorant_predictor(self, name, options):
         model = build(name, **options)
         named = model.loss(*batch(scene(5), scene(3, 1)))
