@@ -69,7 +69,10 @@ def run(processes: int, folder: Path, model: Path, labels: Path) -> list[dict]:
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(processes)]
 
 
-def test_two_processes_give_the_report_of_one(toy_set, tiny_model, tmp_path):
+@pytest.mark.parametrize("backend", ["gloo", "nccl"])
+def test_two_processes_give_the_report_of_one(backend, toy_set, tiny_model, tmp_path, monkeypatch):
+    # Beside NCCL objects go through a group of their own: told so, it is made without a GPU, too.
+    monkeypatch.setattr(distributed, "get_backend", lambda group: backend)
     labels = toy_set / "val.json"
     alone = evaluate(Predictor.load(tiny_model, "cpu"), CocoSet(labels), progress=False)
     assert alone.records

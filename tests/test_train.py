@@ -159,10 +159,17 @@ def test_pictures_to_learn_from_and_to_test_on_may_lie_apart(pictures, tmp_path)
     assert train(used, tmp_path / "run").is_dir()
 
 
-@pytest.mark.parametrize("method", ["mask_rcnn", "brefine"])
-def test_mixed_precision_keeps_losses_finite_and_weights_float32(pictures, tmp_path, method):
-    mixed = ["train.precision=bf16-mixed", "train.steps=2", "data.val=null"]
+@pytest.mark.parametrize(
+    ("method", "precision"),
+    [("mask_rcnn", "bf16-mixed"), ("brefine", "bf16-mixed"), ("brefine", "16-mixed")],
+)
+def test_mixed_precision_keeps_losses_finite_and_weights_float32(
+    pictures, tmp_path, method, precision, capsys
+):
+    mixed = [f"train.precision={precision}", "train.steps=2", "data.val=null"]
     train(recipe(pictures, *mixed, method=method), tmp_path / "run")
+    other = precision == "16-mixed" and not torch.cuda.is_available()
+    assert ("a CPU computes bf16-mixed instead" in "".join(capsys.readouterr())) == other
     (logged,) = rows(tmp_path / "run/metrics.csv")
     assert all(math.isfinite(float(value)) for value in logged.values())
     state = weights.load(tmp_path / "run/last").segmenter.state_dict()
