@@ -384,3 +384,83 @@ def test_too_many_objects_for_an_id_map(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"0\.png: 2 objects, an id map holds 1"):
         convert(start, tmp_path / "t", "masks")
     assert not (tmp_path / "t").exists()
+
+
+def turned(folder, size, said):
+    """One object in a picture of ``size`` (height, width) that the json calls ``said``."""
+    mask = np.zeros(said, dtype=bool)
+    mask[2:5, 3:9] = True
+    file = make(folder, [[(0, mask, False)]], size=said)
+    Image.new("RGB", size[::-1]).save(folder / "images/0.png")
+    return file
+
+
+@pytest.mark.parametrize("to", ["yolo", "masks", "labelme"])
+def test_a_picture_of_another_size_is_refused(tmp_path, to):
+    start = turned(tmp_path / "s", SIZE[::-1], SIZE)
+    with pytest.raises(InputError, match=r"0\.png: 13 x 11 pixels .* turned upright"):
+        convert(start, tmp_path / "out", to)
+    assert not (tmp_path / "out").exists()
+    convert(start, tmp_path / "coco", "coco")  # says what the json says
+
+
+@pytest.mark.parametrize("ids", [["a", "b", 3], [7, 7, 8], [None, 4, 5]])
+def test_ids_stay_or_it_is_said(tmp_path, ids, capsys):
+    mask = np.ones(SIZE, dtype=bool)
+    start = make(tmp_path / "s", [[(0, mask, False)] * 3])
+    content = json.loads(start.read_text())
+    for entry, number in zip(content["annotations"], ids, strict=True):
+        entry["id"] = number
+    start.write_text(json.dumps(content))
+    convert(start, tmp_path / "out", "coco")
+    found = json.loads((tmp_path / "out/labels.json").read_text())["annotations"]
+    unique = ids[0] == "a"
+    assert [entry["id"] for entry in found] == (ids if unique else [1, 2, 3])
+    assert ("ids of annotations become 1, 2, ..." in capsys.readouterr().err) is not unique
+
+
+def test_a_json_of_any_name_keeps_what_it_says(tmp_path):
+    start = make(tmp_path / "s", [[(0, np.ones(SIZE, dtype=bool), False)]])
+    other = start.rename(start.with_suffix(".coco"))
+    convert(other, tmp_path / "out", "coco")
+    content = json.loads((tmp_path / "out/labels.json").read_text())
+    assert content["info"] == {"year": 2001}
+    assert [entry["id"] for entry in content["annotations"]] == [2]
+
+
+@pytest.mark.parametrize("to", ["coco", "masks"])
+def test_a_tolerance_without_polygons_is_refused(tmp_path, to):
+    start = make(tmp_path / "s", [[(0, np.ones(SIZE, dtype=bool), False)]])
+    with pytest.raises(InputError, match=rf"--tolerance 2: {to} has no polygons"):
+        convert(start, tmp_path / "out", to, tolerance=2.0)
+
+
+def test_pictures_are_found_from_behind_a_link(tmp_path):
+    start = make(tmp_path / "s", [[(0, np.ones(SIZE, dtype=bool), False)]])
+    (tmp_path / "real/deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("real/deep")
+    convert(start, tmp_path / "link/out", "labelme", pictures="none")
+    out = tmp_path / "real/deep/out"
+    place = json.loads((out / "0.json").read_text())["imagePath"]
+    assert (out / place).samefile(tmp_path / "s/images/0.png")
+
+
+def test_names_that_a_format_reads_otherwise_are_refused(tmp_path):
+    mask = np.ones(SIZE, dtype=bool)
+    start = make(tmp_path / "s", [[(0, mask, False)]], names=["a\\b.png"])
+    with pytest.raises(InputError, match="labelme cannot name this picture"):
+        convert(start, tmp_path / "out", "labelme")
+    start = make(tmp_path / "t", [[(0, mask, False)]] * 2, names=["a.png", "a/cell_0001.png"])
+    with pytest.raises(InputError, match=r"is named as a mask of the picture a would be"):
+        convert(start, tmp_path / "out", "masks")
+
+
+def test_here_is_a_new_folder_like_any_other(tmp_path, monkeypatch):
+    start = make(tmp_path / "s", [[(0, np.ones(SIZE, dtype=bool), False)]])
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    convert(start, ".", "coco")
+    # The folder stays the one that the shell is in.
+    assert sorted(os.listdir(".")) == ["images", "labels.json"]
+    assert sorted(os.listdir(tmp_path)) == ["here", "s"]

@@ -360,3 +360,19 @@ def test_one_class_needs_no_name_but_keeps_its_scores():
     assert draw.overlay(picture, sure, NAMES[:1]) == bare
     assert draw.overlay(picture, unsure, NAMES[:1]) != bare
     assert draw.overlay(picture, sure, NAMES) != draw.overlay(picture, sure, NAMES, names=False)
+
+
+@pytest.mark.parametrize("fonts", [draw.FONTS, ()])
+def test_letters_of_other_languages(monkeypatch, fonts):
+    monkeypatch.setattr(draw, "FONTS", fonts)
+    draw.lettering.cache_clear()
+    for text in ("plain ASCII 7 %", "Käfer", "Straße 5 µm", "ядро", "\U000e0041x"):
+        shown, font = draw.lettering(text, 13)
+        box = bytes(font.getmask("\uffff"))
+        assert len(shown) == len(text)
+        assert all(bytes(font.getmask(each)) != box for each in shown)
+        assert shown == text if text.isascii() else shown
+    assert draw.lettering("Käfer", 13)[0] in ("Käfer", "Kafer")
+    if not fonts:
+        assert draw.lettering("ядро", 13)[0] == "????"
+    draw.lettering.cache_clear()

@@ -621,6 +621,11 @@ def test_int8_says_what_it_costs(
     blank = CocoSet.from_dict({**bare, "annotations": []}, tmp_path / "x.json", toy_set / "images")
     with pytest.raises(InputError, match="no object in the pictures to measure"):
         export_int8(folder, tmp_path / "x.xml", [toy_set / "images"], blank)
+    images = [{**each, "file_name": "gone.png"} for each in bare["images"][:1]]
+    lacking = {**bare, "images": images + bare["images"][1:]}
+    gone = CocoSet.from_dict(lacking, tmp_path / "x.json", toy_set / "images")
+    with pytest.raises(InputError, match=r"gone\.png: no such picture"):
+        export_int8(folder, tmp_path / "x.xml", [toy_set / "images"], gone)
     bare["categories"][0]["name"] = "other"
     other = CocoSet.from_dict(bare, tmp_path / "x.json", toy_set / "images")
     with pytest.raises(InputError, match="is not in the model's table"):

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import weakref
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from brefine import cli
+from brefine.data import loader
 from brefine.data.coco import CocoSet
-from brefine.data.preview import DRAWS, choose, preview
+from brefine.data.preview import DRAWS, NARROWEST, choose, preview
 from brefine.draw import colour
 from brefine.recipe import DataRecipe
 from brefine.structures import InputError
@@ -240,3 +242,65 @@ def test_a_broken_picture_leaves_nothing(tmp_path):
     with pytest.raises(InputError, match=r"a\.png: no picture"):
         preview(start, tmp_path / "out")
     assert {p.name for p in tmp_path.iterdir()} == {"s"}
+
+
+def test_the_smallest_object_can_be_pointed_at(tmp_path):
+    def square(x, side):
+        return [[x, x, x + side, x, x + side, x + side, x, x + side]]
+
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (200, 200)).save(tmp_path / "images/a.png")
+    sizes = [(70, 40), (20, 150), (80, 10), (10, 190)]
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 200, "width": 200}],
+        "annotations": [
+            {
+                "id": i,
+                "image_id": 1,
+                "category_id": 1,
+                "segmentation": square(*s),
+                "iscrowd": i // 3,
+            }
+            for i, s in enumerate(sizes)
+        ],
+        "categories": [{"id": 1, "name": "x"}],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    preview(tmp_path / "a.json", tmp_path / "out")
+    titles = re.findall("<path.*?<title>(.*?):", (tmp_path / "out/preview.html").read_text())
+    assert [title.split()[-1] for title in titles] == ["3", "1", "0", "2"]  # the last is on top
+
+
+def test_titles_stay_in_their_cells(tmp_path):
+    """Narrow pictures with long names, and augmented ones of another shape."""
+    name = "IMG_20230412_103450_HDR_rotated_and_more.png"
+    file = make(tmp_path / "set", [(name, [0])], ["a"])
+    with Image.open(tmp_path / "set/images" / name) as picture:
+        picture.resize((16, 96)).save(tmp_path / "set/images" / name)
+    content = json.loads(file.read_text())
+    content["images"][0]["width"] = 16
+    file.write_text(json.dumps(content))
+    preview(file, tmp_path / "out", recipe=DataRecipe(short_side=(64,), crop=64))
+    with Image.open(tmp_path / "out/preview.png") as grid:
+        pixels = np.array(grid.convert("L"))
+    ends = [8 + k * (NARROWEST + 8) + NARROWEST for k in range(3)]
+    assert all((pixels[:20, end : end + 8] == 255).all() for end in ends)  # between the titles
+    assert (pixels[:20] < 128).any()
+
+
+def test_pictures_are_drawn_one_by_one(toy_set, tmp_path, monkeypatch):
+    """Large ones would fill the memory."""
+    held, most = [], []
+    read = loader.TrainSet.__getitem__
+
+    def follow(self, place):
+        held[:] = [each for each in held if each() is not None]
+        most.append(len(held))
+        pixels, target = read(self, place)
+        held.append(weakref.ref(pixels))
+        return pixels, target
+
+    monkeypatch.setattr(loader.TrainSet, "__getitem__", follow)
+    preview(toy_set / "train.json", tmp_path / "out", count=4)
+    assert len(most) == 4 * DRAWS
+    assert max(most) < DRAWS + 1

@@ -179,7 +179,7 @@ def test_same_seed_same_bytes(tmp_path):
     assert a == b != c
 
 
-@pytest.mark.parametrize("pattern", [r"^v(\d+)_", r"v\d+"])
+@pytest.mark.parametrize("pattern", [r"^v(\d+)_", r"v\d+", r"^w(\d+)_|^v(\d+)_"])
 def test_groups_stay_together(tmp_path, pattern):
     random = np.random.default_rng(0)
     pictures = {

@@ -201,3 +201,12 @@ def test_a_mistake_is_one_line(toy_set, tmp_path, capsys, monkeypatch, arguments
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert message in err
+
+
+def test_classes_of_one_name_are_counted_apart():
+    size = (100, 100)
+    found = make([size], [(0, 0, square(size, 5, 5, 90), False)] * 60, classes=2)
+    found.categories[1] = found.categories[1]._replace(name=found.categories[0].name)
+    assert stats(found)["advice"] == [
+        "a class has no object: add pictures, or leave it out: class 0"
+    ]

@@ -7,10 +7,13 @@ import colorsys
 import html
 import io
 import math
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +46,8 @@ COLOURS: tuple[Colour, ...] = (
 TRUE, FOUND = "#ffffff", "#ff7a1a"  # outlines in the zooms
 ZOOMS = 2  # objects a picture
 WIDEST = 720  # pixels of a picture in the page
+#: with more letters than Pillow's own, of Linux, macOS and Windows
+FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "LiberationSans-Regular.ttf", "Arial.ttf")
 
 
 @dataclass(frozen=True)
@@ -164,7 +169,10 @@ def side_by_side(
     for i, picture in enumerate(resized):
         page.paste(picture, (x, gap + top))
         if titles is not None:
-            pen.text((x, gap), titles[i], "black", ImageFont.load_default(letter))
+            title, font = lettering(titles[i], letter)
+            while font.getlength(title) > picture.width and len(title) > 4:
+                title = f"...{title[4:]}"  # names differ at their ends
+            pen.text((x, gap), title, "black", font)
         x += picture.width + gap
     return page
 
@@ -247,6 +255,30 @@ def shapes_of(records: Records, size: tuple[int, int]) -> list[Mask]:
     return shapes
 
 
+@cache
+def lettering(text: str, size: int) -> tuple[str, ImageFont.FreeTypeFont]:
+    """Text as it can be drawn, and a font of so many pixels to draw it with.
+
+    The font that comes with Pillow has little more than ASCII, so for other texts one of the
+    system is taken. A letter that is in neither loses its accent, or becomes a question mark.
+    """
+    font = cast(ImageFont.FreeTypeFont, ImageFont.load_default(size))
+    if text.isascii():
+        return text, font
+    for name in FONTS:
+        with suppress(OSError):
+            font = ImageFont.truetype(name, size)
+            break
+    none = bytes(font.getmask("\uffff"))
+
+    def known(letter: str) -> str:
+        plain = unicodedata.normalize("NFKD", letter)[:1]
+        fits = (each for each in (letter, plain) if bytes(font.getmask(each)) != none)
+        return next(fits, "?")
+
+    return "".join(map(known, text)), font
+
+
 def _lighten(shade: Colour) -> Colour:
     """The colour of an outline: tells apart neighbours of one class."""
     red, green, blue = (round(0.4 * value + 0.6 * 255) for value in shade)
@@ -262,7 +294,7 @@ def _write(
 ) -> None:
     """A line of text on a plate of its colour, above a point but inside the picture."""
     letter = max(10, round(math.hypot(*size) / 65))
-    font = ImageFont.load_default(letter)
+    text, font = lettering(text, letter)
     left, top, right, bottom = pen.textbbox((0, 0), text, font)
     margin = max(2, letter // 5)
     width, height = right - left + 2 * margin, bottom - top + 2 * margin

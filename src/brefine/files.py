@@ -82,8 +82,13 @@ def replacing(path: Path | str) -> Iterator[Path]:
 
 
 def follow(path: Path | str) -> Path:
-    """Where a link leads to, whether that is there or not; a path that is none as it is."""
-    return Path(os.path.realpath(path)) if os.path.islink(path) else Path(path)
+    """Where a link leads to, whether that is there or not; a path that is none as it is.
+
+    One without a name of its own (``.``, ``..``) becomes absolute.
+    """
+    if os.path.islink(path):
+        return Path(os.path.realpath(path))
+    return Path(os.path.abspath(path)) if Path(path).name in ("", "..") else Path(path)
 
 
 def put(aside: Path, path: Path) -> None:
@@ -92,7 +97,10 @@ def put(aside: Path, path: Path) -> None:
     Raises:
         OSError: that cannot be done; then both stay.
     """
-    if aside.is_dir() and path.is_dir():
+    if aside.is_dir() and path.is_dir() and path.samefile(os.curdir) and not any(path.iterdir()):
+        for each in aside.iterdir():  # who works in the folder stays in it
+            os.replace(each, path / each.name)
+    elif aside.is_dir() and path.is_dir():
         # A folder cannot replace a folder that has content: the old one steps aside first.
         old = path.with_name(f".{path.name}.{os.getpid()}.old")
         os.replace(path, old)

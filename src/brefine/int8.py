@@ -23,6 +23,7 @@ import torch
 
 from brefine import weights
 from brefine.data.coco import CocoSet
+from brefine.data.loader import require_pictures
 from brefine.evaluate import evaluate
 from brefine.export import Parity, beside, check_name, export, move, quiet, save_ir
 from brefine.exported import Array, Session, needs, openvino_core, prepare
@@ -96,6 +97,7 @@ def export_int8(
     if find_spec("nncf") is None:
         raise needs("nncf", "int8")
     found = find_pictures(pictures)
+    require_pictures(dataset, limit)
     rows_of(dataset, weights.load(folder))  # before minutes of exporting
     if not any(index < (limit or len(dataset)) for index in dataset.usable()):
         raise InputError(f"{dataset.path}: no object in the pictures to measure the cost on")

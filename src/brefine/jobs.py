@@ -211,7 +211,7 @@ def predict_files(
             ``OUT.part``) or that ``data`` does not know, ``out`` holds something else, or an
             unfinished run is in the way.
     """
-    out = Path(os.path.abspath(out)) if Path(out).name in ("", "..") else follow(out)
+    out = follow(out)
     if unknown := [name for name in save if name not in FORMATS]:
         raise InputError(f"save: {unknown[0]!r} is none of {', '.join(FORMATS)}")
     save = [name for name in FORMATS if name in save]

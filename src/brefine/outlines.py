@@ -18,6 +18,8 @@ Ring = NDArray[np.float64]  # [n, 2] corners (x, y); the last one is joined to t
 
 #: corners of a ring that a bridge may start from
 _BRIDGEHEADS = 16
+#: pairs of corners that are compared for all bridges of a mask
+_PAIRS = 200_000_000
 
 
 def polygons(
@@ -212,13 +214,37 @@ def join(rings: Sequence[Ring]) -> Ring:
     Args:
         rings: at least one.
     """
-    joined = rings[0]
-    for ring in rings[1:]:
-        heads = np.arange(0, len(ring), 1 + len(ring) // _BRIDGEHEADS)
-        distance = ((ring[heads, None] - joined) ** 2).sum(2)
+    corners = np.concatenate(rings)
+    ends = np.cumsum([len(ring) for ring in rings])
+    owner = np.repeat(np.arange(len(rings)), [len(ring) for ring in rings])
+    # Of many rings the last ones before: they come in the order of their tops.
+    reach = max(4096, _PAIRS // (_BRIDGEHEADS * len(rings)))
+    heads = np.zeros(len(rings), dtype=np.int64)
+    bridges: list[list[tuple[int, int]]] = [[] for _ in rings]  # from a ring's corner to a ring
+    for i, ring in enumerate(rings[1:], 1):
+        before = ends[i - 1]
+        first = max(0, before - reach)
+        tried = np.arange(0, len(ring), 1 + len(ring) // _BRIDGEHEADS)
+        distance = ((ring[tried, None] - corners[first:before]) ** 2).sum(2)
         head, here = np.unravel_index(int(distance.argmin()), distance.shape)
-        tour = np.roll(ring, -heads[head], axis=0)
-        joined = np.concatenate([joined[: here + 1], tour, tour[:1], joined[here:]])
+        heads[i] = tried[head]
+        other = owner[first + here]
+        corner = int(first + here - (ends[other] - len(rings[other])))
+        bridges[other].append(((corner - int(heads[other])) % len(rings[other]), i))
+    # Walk around the first ring; at a bridge around the other one, and back over the bridge.
+    pieces, tour = [], rings[0]
+    walks = [(tour, sorted(bridges[0], reverse=True), 0)]
+    while walks:
+        tour, left, start = walks.pop()
+        if not left:
+            pieces.append(tour[start:])
+            continue
+        stop, i = left.pop()
+        pieces.append(tour[start : stop + 1])
+        walks.append((tour, left, stop))
+        around = np.roll(rings[i], -heads[i], axis=0)
+        walks.append((np.concatenate([around, around[:1]]), sorted(bridges[i], reverse=True), 0))
+    joined = np.concatenate(pieces)
     # Where rings touch, a bridge has no length; a corner twice in a row says nothing.
     moved: NDArray[np.bool_] = (joined != np.roll(joined, 1, axis=0)).any(1)
     return joined[moved]

@@ -23,7 +23,7 @@ from brefine.data.faults import KINDS, Fault, Id, Place, Report, collect, quote,
 from brefine.data.geometry import Tell, check_geometry
 from brefine.data.looks import Listed, Look, compare, look_at
 from brefine.data.pictures import MAX_PIXELS
-from brefine.data.read import read_as, recognise
+from brefine.data.read import YAML, read_as, recognise
 from brefine.progress import track
 from brefine.structures import InputError
 
@@ -105,7 +105,7 @@ def _read_set(path: Path, images: Path | str | None, split: str, report: Report)
     try:
         kind, content = recognise(path)
     except InputError as error:
-        folder = path.is_dir() or path.suffix.lower() in (".yaml", ".yml")
+        folder = path.is_dir() or path.suffix.lower() in YAML
         fault = "unknown-format" if folder else "bad-json"
         report(fault, path, None, reason_of(error, path))
         return found
@@ -124,7 +124,7 @@ def _read_set(path: Path, images: Path | str | None, split: str, report: Report)
         except InputError as error:
             report("bad-set", path, None, reason_of(error, path))
             return found
-        if kind in ("Cityscapes", "Pascal VOC") or path.suffix.lower() in (".yaml", ".yml"):
+        if kind in ("Cityscapes", "Pascal VOC") or path.suffix.lower() in YAML:
             found.name += f" ({split})"
         if kind != "LVIS":
             found.places = content["info"].get("places")

@@ -30,14 +30,14 @@ from rich.table import Table
 from rich.text import Text
 
 from brefine.data.coco import CocoSet, Picture, find_folder, read_json
-from brefine.data.loader import require_pictures
+from brefine.data.loader import check_size, require_pictures
 from brefine.data.masks_folder import OBJECT, split_ids
-from brefine.data.pictures import CLASSES, SUFFIXES, by_name
-from brefine.data.read import read
+from brefine.data.pictures import CLASSES, SUFFIXES, by_name, upright_size
+from brefine.data.read import YAML, read
 from brefine.files import replacing, require_empty
 from brefine.formats.polygons import Found, Object, iou, write_labelme, write_yolo
 from brefine.formats.rasters import MOST, write_masks
-from brefine.progress import track
+from brefine.progress import console, track
 from brefine.rle import Runs, decode
 from brefine.structures import InputError
 
@@ -127,11 +127,17 @@ def convert(
     """
     out = Path(out)
     require_empty(out)
+    if tolerance and to in ("coco", "masks"):
+        raise InputError(f"--tolerance {tolerance:g}: {to} has no polygons to draw: leave it out")
     dataset = read(path, images, split=split)
     folder, names = name_pictures(dataset, images, as_written=to == "coco")
     _check_names(dataset, folder, names, to)
     if pictures != "none":
         require_pictures(dataset)
+    if to != "coco":  # whose readers go by the picture
+        for index, picture in enumerate(dataset.pictures):
+            if picture.file.is_file():
+                check_size(dataset, index, upright_size(picture.file))
     notes = _name_losses(dataset, to)
     with replacing(out) as aside:
         aside.mkdir()
@@ -207,7 +213,8 @@ def coco_content(dataset: CocoSet, names: Sequence[str]) -> dict[str, Any]:
         dataset: pictures and labels.
         names: ``file_name`` of each picture.
     """
-    old = read_json(dataset.path, packed=True) if dataset.path.suffix.lower() == ".json" else {}
+    is_json = dataset.path.is_file() and dataset.path.suffix.lower() not in YAML
+    old = read_json(dataset.path, packed=True) if is_json else {}
     old = old if "images" in old and "annotations" in old else {}
     images = []
     for number, (picture, name) in enumerate(zip(dataset.pictures, names, strict=True)):
@@ -225,7 +232,11 @@ def coco_content(dataset: CocoSet, names: Sequence[str]) -> dict[str, Any]:
                 measured |= {"area": runs.area(), "bbox": [x1, y1, x2 - x1, y2 - y1]}
             annotations.append({**measured, **entry, "image_id": image["id"]})
     ids = [entry.get("id") for entry in annotations]
-    if not all(type(number) is int for number in ids) or len(set(ids)) < len(ids):
+    kept = old and all(type(each) in (int, str) for each in ids)
+    if not kept or len(set(ids)) < len(ids):
+        if old and any(each is not None for each in ids):
+            text = "ids of annotations become 1, 2, ...: some are missing or there twice"
+            console.print(f"{dataset.path}: {text}", markup=False, soft_wrap=True)
         for number, entry in enumerate(annotations, 1):
             entry["id"] = number
     categories: list[Any] = [category._asdict() for category in dataset.categories]
@@ -248,6 +259,8 @@ def _check_names(dataset: CocoSet, folder: Path, names: Sequence[str], to: str) 
         if Path(last).suffix.lower() not in SUFFIXES:
             known = " ".join(SUFFIXES)
             raise InputError(f"{folder / name}: its suffix is not one of {known}: rename it")
+        if to == "labelme" and "\\" in name:  # its readers take that for a folder
+            raise InputError(f"{folder / name}: labelme cannot name this picture: rename it")
         if taken := [part for part in inside if part in ("images", "labels", "masks")]:
             raise InputError(
                 f"{folder / name}: a folder inside must not be named {taken[0]}: rename it"
@@ -261,6 +274,15 @@ def _check_names(dataset: CocoSet, folder: Path, names: Sequence[str], to: str) 
             if clash := next((part for part in Path(name).parents if part in own), None):
                 raise InputError(
                     f"{folder / name}: its folder has the name of the picture {clash}: rename one"
+                )
+    elif to == "masks":  # where a folder x holds the objects of a picture x.png, as CLASS_0001.png
+        own = {Path(name).with_suffix("") for name in names}
+        for name in names:
+            kind, _, number = Path(name).stem.rpartition("_")
+            if kind in classes and number.isdigit() and Path(name).parent in own:
+                raise InputError(
+                    f"{folder / name}: is named as a mask of the picture {Path(name).parent} would "
+                    "be: rename it"
                 )
     for name in classes:
         if name != name.strip() or len(name.splitlines()) > 1 or (to == "masks" and "/" in name):
@@ -306,7 +328,9 @@ def _writer(
         file = _make_parent((aside / name).with_suffix(".json"))
         place = Path(name).name
         if pictures == "none":
-            place = os.path.relpath(picture.file, (out / name).parent)
+            # ".." leads from where a folder is, not from where a link to it is
+            held, own = map(os.path.realpath, (picture.file.parent, (out / name).parent))
+            place = os.path.join(os.path.relpath(held, own), picture.file.name)
         return write_labelme(file, place, picture.size, objects, classes, tolerance)
 
     def masks(picture: Picture, name: str, objects: list[Object]) -> Sequence[Runs | None]:

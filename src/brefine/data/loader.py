@@ -175,13 +175,14 @@ def read_labelled(dataset: CocoSet, index: int) -> Tensor:
     return pixels
 
 
-def require_pictures(dataset: CocoSet) -> None:
-    """Make sure that every picture is there.
+def require_pictures(dataset: CocoSet, limit: int | None = None) -> None:
+    """Make sure that every picture is there, or every one of the first ``limit``.
 
     Raises:
         InputError: names the first that is not.
     """
-    missing = [picture.file for picture in dataset.pictures if not picture.file.is_file()]
+    pictures = dataset.pictures[:limit]
+    missing = [picture.file for picture in pictures if not picture.file.is_file()]
     if missing:
         raise InputError(
             f"{missing[0]}: no such picture, and {len(missing) - 1} more of {len(dataset)} in "

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from brefine.data.coco import CocoSet
 from brefine.data.loader import TrainSet, read_labelled
 from brefine.data.read import read
 from brefine.data.transforms import resize
-from brefine.draw import chips, colour, inline, overlay, page, side_by_side
+from brefine.draw import chips, colour, inline, lettering, overlay, page, side_by_side
 from brefine.files import replacing, require_empty
 from brefine.outlines import polygons
 from brefine.progress import track
@@ -27,6 +27,7 @@ from brefine.structures import Category, InputError, Instances
 DRAWS = 3  # augmented versions of each picture
 FILL = 0.25  # opacity of the masks
 CELL = 240, 320  # largest height and width of a picture in the grid
+NARROWEST = 100  # pixels of a cell in the grid
 WIDEST = 720  # pixels of the long side in the page
 NAMED = 15  # objects; in a picture with more, names would hide them
 #: keys of a recipe that change no picture
@@ -52,12 +53,20 @@ _STYLE = """
 
 
 @dataclass(frozen=True)
-class _Pick:
-    """One picture to show: index in the set, as it is, and as training draws it."""
+class _Shown:
+    """What is shown of a picture, drawn: pictures themselves may be large.
+
+    Attributes:
+        index: in the set.
+        labels: of its objects.
+        cells: of the grid.
+        panel: of the page.
+    """
 
     index: int
-    plain: tuple[Tensor, Instances]
-    drawn: list[tuple[Tensor, Instances]]
+    labels: set[int]
+    cells: list[Image.Image]
+    panel: str
 
 
 def preview(
@@ -93,22 +102,16 @@ def preview(
     if not len(dataset):
         raise InputError(f"{path}: has no pictures to show")
     train_set = TrainSet(dataset, recipe, seed)
-    picks = [
-        _Pick(
-            index,
-            (read_labelled(dataset, index), dataset.target(index)),
-            [train_set[epoch, index] for epoch in range(DRAWS)],
-        )
-        for index in choose(dataset, count, seed)
-    ]
+    chosen = choose(dataset, count, seed)
+    shown = [_show(train_set, index) for index in track(chosen, "drawing", len(chosen))]
+    labels = sorted(set().union(*(each.labels for each in shown)))
+    name = dataset.path.absolute().name
+    head = _head(dataset, name, len(shown), labels, recipe)
     with replacing(out) as aside:
         aside.mkdir()
-        panels = [_panel(dataset, pick) for pick in track(picks, "drawing", len(picks))]
-        text = page(
-            f"{Path(path).name}: preview", [*_head(dataset, picks, recipe), *panels], _STYLE
-        )
+        text = page(f"{name}: preview", [*head, *(each.panel for each in shown)], _STYLE)
         (aside / "preview.html").write_text(text, encoding="utf-8")
-        _grid(dataset, picks).save(aside / "preview.png")
+        _grid(dataset, shown, labels).save(aside / "preview.png")
 
 
 def choose(dataset: CocoSet, count: int, seed: int) -> list[int]:
@@ -156,17 +159,31 @@ def _draw(
     return overlay(shown, objects, categories, names=names, fill=FILL)
 
 
-def _grid(dataset: CocoSet, picks: Sequence[_Pick]) -> Image.Image:
+def _show(train_set: TrainSet, index: int) -> _Shown:
+    """Read a picture, as it is and as training draws it, and draw its part of grid and page."""
+    dataset = train_set.dataset
+    views = [
+        (read_labelled(dataset, index), dataset.target(index)),
+        *(train_set[epoch, index] for epoch in range(DRAWS)),
+    ]
+    cells = [_draw(*view, dataset.categories, CELL, names=False) for view in views]
+    labels = set(views[0][1].labels.tolist())
+    return _Shown(index, labels, cells, _panel(dataset, index, views))
+
+
+def _grid(dataset: CocoSet, shown: Sequence[_Shown], labels: Sequence[int]) -> Image.Image:
     """A row for each picture, below the legend."""
     rows = []
-    for pick in picks:
-        views = [pick.plain, *pick.drawn]
-        cells = [_draw(*view, dataset.categories, CELL, names=False) for view in views]
-        name = dataset.pictures[pick.index].file.name
-        name = name if len(name) <= 40 else f"...{name[-37:]}"
+    for each in shown:
+        height = max(cell.height for cell in each.cells)
+        cells = []
+        for cell in each.cells:  # of one height, and as wide as their titles need
+            cells.append(Image.new("RGB", (max(cell.width, NARROWEST), height), "white"))
+            cells[-1].paste(cell)
+        name = dataset.pictures[each.index].file.name
         titles = [name, *(f"epoch {epoch}" for epoch in range(1, DRAWS + 1))]
         rows.append(side_by_side(cells, titles))
-    legend = _legend(dataset.categories, _labels(picks), max(row.width for row in rows))
+    legend = _legend(dataset.categories, labels, max(row.width for row in rows))
     height = legend.height + sum(row.height for row in rows)
     sheet = Image.new("RGB", (legend.width, height), "white")
     top = 0
@@ -178,34 +195,32 @@ def _grid(dataset: CocoSet, picks: Sequence[_Pick]) -> Image.Image:
 
 def _legend(categories: Sequence[Category], labels: Sequence[int], width: int) -> Image.Image:
     """Colours and names of classes, as many lines as they take; nothing for an only class."""
-    font, line, gap = ImageFont.load_default(13), 20, 8
+    line, gap = 20, 8
     x, y, places = gap, gap, []
     for label in labels if len(categories) > 1 else ():
-        length = round(font.getlength(categories[label].name)) + 32
+        name, font = lettering(categories[label].name, 13)
+        length = round(font.getlength(name)) + 32
         if x + length > width and x > gap:
             x, y = gap, y + line
-        places.append((label, x, y))
+        places.append((label, name, font, x, y))
         x += length
     sheet = Image.new("RGB", (width, y + line if places else gap), "white")
     pen = ImageDraw.Draw(sheet)
-    for label, x, y in places:
+    for label, name, font, x, y in places:
         pen.rectangle((x, y, x + 12, y + 12), colour(label))
-        pen.text((x + 17, y - 2), categories[label].name, "black", font)
+        pen.text((x + 17, y - 2), name, "black", font)
     return sheet
 
 
-def _labels(picks: Sequence[_Pick]) -> list[int]:
-    """The classes that occur in the pictures shown."""
-    return sorted({label for pick in picks for label in pick.plain[1].labels.tolist()})
-
-
-def _head(dataset: CocoSet, picks: Sequence[_Pick], recipe: DataRecipe) -> list[str]:
+def _head(
+    dataset: CocoSet, name: str, count: int, labels: Sequence[int], recipe: DataRecipe
+) -> list[str]:
     """Title, what is shown and how it is augmented."""
-    labels, categories = _labels(picks), dataset.categories
+    categories = dataset.categories
     used = set().union(*(_classes(dataset, index) for index in range(len(dataset))))
     hidden = [c.name for i, c in enumerate(categories) if c.id in used and i not in labels]
     intro = (
-        f"{len(picks)} of {len(dataset)} pictures and {len(labels)} of {len(categories)} classes: "
+        f"{count} of {len(dataset)} pictures and {len(labels)} of {len(categories)} classes: "
         f"the labels as they are, and what training sees in its first {DRAWS} epochs."
     )
     if hidden:
@@ -216,7 +231,7 @@ def _head(dataset: CocoSet, picks: Sequence[_Pick], recipe: DataRecipe) -> list[
     rows = "".join(f"<div><dt>{k}</dt><dd>{html.escape(v)}</dd></div>" for k, v in shown.items())
     legend = chips(categories, labels) if len(categories) > 1 else "Colours tell objects apart."
     return [
-        f"<header><h1>{html.escape(dataset.path.name)}</h1><p>{html.escape(intro)}</p></header>",
+        f"<header><h1>{html.escape(name)}</h1><p>{html.escape(intro)}</p></header>",
         f"<section><h2>Augmentation</h2><dl>{rows}</dl></section>",
         f'<section><h2>Pictures</h2><p class="legend">{legend}</p>'
         '<p class="legend">Point at an object for its id. Crowd regions are dashed: training and '
@@ -233,14 +248,15 @@ def _text(value: object) -> str:
     return "yes" if value is True else str(value)
 
 
-def _panel(dataset: CocoSet, pick: _Pick) -> str:
+def _panel(dataset: CocoSet, index: int, views: Sequence[tuple[Tensor, Instances]]) -> str:
     """One picture: its labels with ids, and its augmented versions in a row."""
-    picture, categories = dataset.pictures[pick.index], dataset.categories
+    picture, categories = dataset.pictures[index], dataset.categories
     names = {category.id: category.name for category in categories}
-    entries = dataset.annotations(pick.index)
+    entries = dataset.annotations(index)
     marks = []
     for entry in entries:
-        window, origin = decode(entry["segmentation"], picture.size).window()
+        runs = decode(entry["segmentation"], picture.size)
+        window, origin = runs.window()
         crowd = bool(entry.get("iscrowd"))
         kind = "crowd region" if crowd else "annotation"
         title = html.escape(f"{kind} {entry.get('id', '')}: {names[entry['category_id']]}")
@@ -249,12 +265,12 @@ def _panel(dataset: CocoSet, pick: _Pick) -> str:
             for ring in polygons(window.numpy(), origin, tolerance=1)
         )
         style = "crowd" if crowd else "hit"
-        marks.append(
-            f'<path class="{style}" fill-rule="evenodd" d="{path}"><title>{title}</title></path>'
-        )
-    marks.reverse()  # drawn last is on top: the first object, as in most tools
+        mark = f'<path class="{style}" fill-rule="evenodd" d="{path}"><title>{title}</title></path>'
+        marks.append((not crowd, -runs.area(), mark))
+    # What is drawn last is on top: the smallest object, so that each can be pointed at.
+    drawn = "".join(mark for *_, mark in sorted(marks, key=lambda mark: mark[:2]))
     cells = []
-    for number, (pixels, target) in enumerate([pick.plain, *pick.drawn]):
+    for number, (pixels, target) in enumerate(views):
         height, width = target.size
         scale = min(1.0, WIDEST / max(height, width))
         box = max(1, round(height * scale)), max(1, round(width * scale))
@@ -264,7 +280,7 @@ def _panel(dataset: CocoSet, pick: _Pick) -> str:
             f"<figure><figcaption>{caption}, {height} x {width}</figcaption>"
             f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{caption}">'
             f'<image href="{inline(image)}" width="{width}" height="{height}"/>'
-            f"{'' if number else ''.join(marks)}</svg></figure>"
+            f"{'' if number else drawn}</svg></figure>"
         )
     counts = Counter(names[e["category_id"]] for e in entries if not e.get("iscrowd"))
     told = ", ".join(f"{n} {name}" for name, n in counts.most_common()) or "no objects"

@@ -12,6 +12,8 @@ from brefine.data.pictures import find_pair
 from brefine.progress import console
 from brefine.structures import InputError
 
+YAML = (".yaml", ".yml")
+
 
 def read(
     path: Path | str, images: Path | str | None = None, *, split: str = "val", quiet: bool = False
@@ -75,7 +77,7 @@ def recognise(path: Path) -> tuple[str, dict[str, Any]]:
     """
     if path.is_dir():
         return _recognise(path), {}
-    if path.suffix.lower() in (".yaml", ".yml"):
+    if path.suffix.lower() in YAML:
         if not path.is_file():
             raise InputError(f"{path}: no such file")
         return "YOLO-seg", {}

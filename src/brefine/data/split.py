@@ -177,7 +177,8 @@ def _key(name: str, pattern: re.Pattern[str] | None) -> str:
     found = pattern.search(name) if pattern else None
     if found is None:
         return f"picture {name}"
-    return f"group {found[1] if found.re.groups else found[0]}"
+    took_part = [each for each in found.groups() if each is not None]
+    return f"group {(took_part or [found[0]])[0]}"
 
 
 def print_split(parts: dict[str, dict[str, Any]], console: Console) -> None:

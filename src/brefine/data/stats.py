@@ -147,10 +147,10 @@ def advise(figures: dict[str, Any]) -> list[str]:
             f"up to {most} objects a picture: raise model.options.detector.detections above "
             f"{DETECTIONS}"
         )
-    counts = {entry["name"]: entry["objects"] for entry in figures["classes"]}
+    counts = [(entry["name"], entry["objects"]) for entry in figures["classes"]]
     for text, names in (
-        ("no object: add pictures, or leave it out", [n for n, c in counts.items() if not c]),
-        ("few objects", [f"{n} ({c})" for n, c in counts.items() if 0 < c < FEW]),
+        ("no object: add pictures, or leave it out", [n for n, c in counts if not c]),
+        ("few objects", [f"{n} ({c})" for n, c in counts if 0 < c < FEW]),
     ):
         if names:
             kind = f"{len(names)} classes have" if len(names) > 1 else "a class has"
