@@ -18,8 +18,8 @@ Ring = NDArray[np.float64]  # [n, 2] corners (x, y); the last one is joined to t
 
 #: corners of a ring that a bridge may start from
 _BRIDGEHEADS = 16
-#: pairs of corners that are compared for all bridges of a mask
-_PAIRS = 200_000_000
+#: pixels a side of the cells in which corners are looked up
+_CELL = 16
 
 
 def polygons(
@@ -214,23 +214,28 @@ def join(rings: Sequence[Ring]) -> Ring:
     Args:
         rings: at least one.
     """
-    corners = np.concatenate(rings)
-    ends = np.cumsum([len(ring) for ring in rings])
-    owner = np.repeat(np.arange(len(rings)), [len(ring) for ring in rings])
-    # Of many rings the last ones before: they come in the order of their tops.
-    reach = max(4096, _PAIRS // (_BRIDGEHEADS * len(rings)))
+    joined = _tie(rings) if len(rings) > 1 else rings[0]
+    # Where rings touch, a bridge has no length; a corner twice in a row says nothing.
+    moved: NDArray[np.bool_] = (joined != np.roll(joined, 1, axis=0)).any(1)
+    return joined[moved]
+
+
+def _tie(rings: Sequence[Ring]) -> Ring:
+    lengths = [len(ring) for ring in rings]
+    corners, owner = np.concatenate(rings), np.repeat(np.arange(len(rings)), lengths)
+    begins = np.cumsum([0, *lengths])
     heads = np.zeros(len(rings), dtype=np.int64)
     bridges: list[list[tuple[int, int]]] = [[] for _ in rings]  # from a ring's corner to a ring
+    grid = _Grid(corners)
     for i, ring in enumerate(rings[1:], 1):
-        before = ends[i - 1]
-        first = max(0, before - reach)
+        there = grid.near(ring[0], int(begins[i]))
         tried = np.arange(0, len(ring), 1 + len(ring) // _BRIDGEHEADS)
-        distance = ((ring[tried, None] - corners[first:before]) ** 2).sum(2)
+        distance = ((ring[tried, None] - corners[there]) ** 2).sum(2)
         head, here = np.unravel_index(int(distance.argmin()), distance.shape)
         heads[i] = tried[head]
-        other = owner[first + here]
-        corner = int(first + here - (ends[other] - len(rings[other])))
-        bridges[other].append(((corner - int(heads[other])) % len(rings[other]), i))
+        other = owner[there[here]]
+        corner = int(there[here] - begins[other] - heads[other]) % lengths[other]
+        bridges[other].append((corner, i))
     # Walk around the first ring; at a bridge around the other one, and back over the bridge.
     pieces, tour = [], rings[0]
     walks = [(tour, sorted(bridges[0], reverse=True), 0)]
@@ -244,7 +249,34 @@ def join(rings: Sequence[Ring]) -> Ring:
         walks.append((tour, left, stop))
         around = np.roll(rings[i], -heads[i], axis=0)
         walks.append((np.concatenate([around, around[:1]]), sorted(bridges[i], reverse=True), 0))
-    joined = np.concatenate(pieces)
-    # Where rings touch, a bridge has no length; a corner twice in a row says nothing.
-    moved: NDArray[np.bool_] = (joined != np.roll(joined, 1, axis=0)).any(1)
-    return joined[moved]
+    return np.concatenate(pieces)
+
+
+class _Grid:
+    """Points ``[n, 2]`` by the square cell that they lie in, to find those that are near."""
+
+    def __init__(self, points: Ring) -> None:
+        self.origin = points.min(0)
+        columns, rows = ((points - self.origin) // _CELL).astype(np.int64).T
+        self.height, self.width = int(rows.max()) + 1, int(columns.max()) + 1
+        cells = rows * self.width + columns
+        self.order = np.argsort(cells, kind="stable")
+        every = np.arange(self.height * self.width + 1)
+        self.first = np.searchsorted(cells[self.order], every)
+
+    def near(self, point: Ring, before: int) -> NDArray[np.int64]:
+        """Those of the first ``before`` points in the smallest square of cells that has any."""
+        column, row = ((point - self.origin) // _CELL).astype(int).tolist()
+        reach = 1
+        while True:
+            left, right = max(0, column - reach), min(self.width, column + reach + 1)
+            starts = [
+                y * self.width
+                for y in range(max(0, row - reach), min(self.height, row + reach + 1))
+            ]
+            cells = [self.order[self.first[y + left] : self.first[y + right]] for y in starts]
+            found = np.concatenate(cells)
+            found = found[found < before]
+            if len(found):
+                return found
+            reach *= 2

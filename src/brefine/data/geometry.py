@@ -19,7 +19,7 @@ Tell = Callable[[str, str], None]
 #: pixels that a box or a polygon may leave the picture by: drawing tools round
 FRAME_SLACK = 2.0
 
-#: sides of a polygon that are compared with others at once
+#: sides in a row for which those in their reach are looked up
 ROWS = 256
 
 #: words in what ``coco.py`` says of an unusable annotation, and what that is called here; what
@@ -144,32 +144,37 @@ def _find_pair(
     n = len(sides)
     noise = 1e-9 * max(1.0, float(np.abs(points).max(initial=0)) ** 2)  # rounding: that is touching
     low, high = np.minimum(points, points + steps), np.maximum(points, points + steps)
-    rows = max(1, min(ROWS, 1_000_000 // max(n, 1)))
-    for start in range(0, n, rows):
-        part = slice(start, min(start + rows, n))
+    starts = np.arange(0, n, ROWS)
+    lows, highs = np.minimum.reduceat(low, starts), np.maximum.reduceat(high, starts)
+    for start, least, most in zip(starts.tolist(), lows, highs, strict=True):
         # Sides in a row lie near each other: most others are out of their reach.
-        near = (low <= high[part].max(0)) & (high >= low[part].min(0))
-        columns = np.flatnonzero(near.all(1))
+        there = starts[((lows <= most) & (highs >= least)).all(1)]
+        columns = (there[:, None] + np.arange(ROWS)).ravel()
+        columns = columns[columns < n]
+        columns = columns[((low[columns] <= most) & (high[columns] >= least)).all(1)]
         others, paths = points[columns], steps[columns]
-        # [rows, columns]: on which side of line i point j lies, then point i and i + 1 of line j
-        away = others[None] - points[part, None]
-        of_points = _cross(steps[part, None], away)
-        of_next = of_points + _cross(steps[part, None], paths[None])
-        of_start = -_cross(paths[None], away)
-        of_end = of_start + _cross(paths[None], steps[part, None])
-        found = np.argwhere(
-            (np.minimum(of_points, of_next) < -noise)
-            & (np.maximum(of_points, of_next) > noise)
-            & (np.minimum(of_start, of_end) < -noise)
-            & (np.maximum(of_start, of_end) > noise)
-        )
-        # Neighbours share a point: what they seem to cross by is rounding.
-        mine, theirs = sides[found[:, 0] + start], sides[columns[found[:, 1]]]
-        pairs = np.sort(np.stack([mine, theirs], 1), 1)
-        gaps = pairs[:, 1] - pairs[:, 0]
-        pairs = pairs[(gaps > 1) & (gaps < total - 1)]
-        if len(pairs):
-            return int(pairs[0, 0]), int(pairs[0, 1])
+        rows = max(1, 1_000_000 // max(len(columns), 1))
+        for first in range(start, min(start + ROWS, n), rows):
+            part = slice(first, min(first + rows, start + ROWS))
+            # [rows, columns]: on which side of line i point j lies, then point i and i + 1 of j
+            away = others[None] - points[part, None]
+            of_points = _cross(steps[part, None], away)
+            of_next = of_points + _cross(steps[part, None], paths[None])
+            of_start = -_cross(paths[None], away)
+            of_end = of_start + _cross(paths[None], steps[part, None])
+            found = np.argwhere(
+                (np.minimum(of_points, of_next) < -noise)
+                & (np.maximum(of_points, of_next) > noise)
+                & (np.minimum(of_start, of_end) < -noise)
+                & (np.maximum(of_start, of_end) > noise)
+            )
+            # Neighbours share a point: what they seem to cross by is rounding.
+            mine, theirs = sides[found[:, 0] + first], sides[columns[found[:, 1]]]
+            pairs = np.sort(np.stack([mine, theirs], 1), 1)
+            gaps = pairs[:, 1] - pairs[:, 0]
+            pairs = pairs[(gaps > 1) & (gaps < total - 1)]
+            if len(pairs):
+                return int(pairs[0, 0]), int(pairs[0, 1])
     return None
 
 
