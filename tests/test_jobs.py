@@ -577,3 +577,26 @@ def test_broken_ones_are_refused_by_name(tmp_path: Path) -> None:
     assert all(f"{name}: " in line for name, line in summary.broken.items())
     assert "larger than 178 million pixels" in summary.broken["bomb.png"]
     assert records_of(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize(
+    ("sources", "options", "said"),
+    [
+        ([], {}, "no pictures to predict"),
+        (["a.png"], {"batch": 0}, "batch: 0 is less than 1"),
+        (["a.png"], {"limit": 0}, "limit: 0 is less than 1"),
+        (["a.png"], {"every": 0}, "every: 0 is less than 1"),
+        (["a.png"], {"workers": -1}, "workers: -1 is less than 0"),
+    ],
+)
+def test_what_asks_for_nothing_replaces_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sources: list[str], options: Any, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (40, 30), "red").save("a.png")
+    predict_files(predictor(), "a.png", "out", save=["coco"])
+    before = Path("out/predictions.json").read_bytes()
+    with pytest.raises(InputError, match=said):
+        predict_files(predictor(), sources, "out", save=["coco"], **options)
+    assert Path("out/predictions.json").read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "out"]

@@ -203,3 +203,21 @@ def test_public_name(tiny_model: Path) -> None:
     assert brefine.Result is Result
     assert isinstance(Predictor.load(tiny_model, "cpu")(picture()), brefine.Result)
     assert isinstance(Masks([], (3, 4)), Masks)
+
+
+def test_any_number_gives_one_object_and_bytes_are_numbers():
+    result = predictor()(picture(), threshold=0.0)
+    assert len(result)
+    for index in (torch.tensor(0), np.array(0), np.uint8(0)):
+        assert isinstance(result[index], Object)
+    assert len(result[np.zeros(2, np.uint8)]) == 2
+    assert len(result[np.zeros(len(result), bool)]) == 0
+    with pytest.raises(IndexError, match="a list of numbers"):
+        result[torch.zeros(1, 1, dtype=torch.int64)]
+
+
+def test_a_result_keeps_the_picture_that_was_predicted():
+    frame = np.full((60, 80, 3), 90, np.uint8)
+    result = predictor()(frame)
+    frame[:] = 0
+    assert torch.as_tensor(result.picture).float().mean() == 90

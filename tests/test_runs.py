@@ -266,3 +266,13 @@ def test_separating_many_small_masks_of_a_large_picture_is_quick():
     assert time.process_time() - start < 5
     total = sum(mask.area() for mask in apart)
     assert total == runs.union(masks).area() < 2000 * disc.sum()
+
+
+def test_clean_keeps_pictures_apart():
+    a, b = np.zeros((8, 9), dtype=bool), np.zeros((5, 6), dtype=bool)
+    a[2:6, 2:6], b[1:4, 1:4] = True, True
+    one = records_of([a, a], [0.5, 0.9])
+    two = records_of([b, b], [0.5, 0.9])
+    pictures = [{**r, "image_id": 1} for r in one] + [{**r, "image_id": 2} for r in two]
+    mixed = [pictures[0], pictures[2], pictures[3], pictures[1]]
+    assert runs.clean(mixed, disjoint=True) == [mixed[2], mixed[3]]

@@ -437,3 +437,46 @@ def test_threads_that_read_leave_warnings_as_they_were(tmp_path: Path) -> None:
     assert warnings.filters == before
     with pytest.warns(UserWarning, match="heard"):
         warnings.warn("heard", stacklevel=1)
+
+
+def test_a_video_that_ends_early_is_told(
+    film: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert len(list(walk(find_pictures([film])))) == 7
+    assert len(list(walk(find_pictures([film]), limit=2))) == 2
+    assert "should have" not in capsys.readouterr().err
+    content = film.read_bytes()
+    chunks = [i for i in range(len(content)) if content[i : i + 4] == b"00dc"][:7]
+    damaged = content[: chunks[3] + 8] + bytes(chunks[4] - chunks[3] - 8) + content[chunks[4] :]
+    (tmp_path / "half.avi").write_bytes(damaged)
+    seen = list(walk(find_pictures([tmp_path / "half.avi"])))
+    assert 0 < len(seen) < 6
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"half.avi: ends after {len(seen)} of 7 frames" in said
+
+
+def test_a_pil_picture_that_is_read_late(tmp_path: Path) -> None:
+    whole = tmp_path / "whole.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(whole)
+    (tmp_path / "cut.png").write_bytes(whole.read_bytes()[:4000])
+    with Image.open(tmp_path / "cut.png") as picture, pytest.raises(InputError, match="picture: "):
+        as_array(picture)
+    picture = Image.open(whole)
+    picture.close()
+    with pytest.raises(InputError, match="picture: cannot read the picture"):
+        as_array(picture)
+
+
+@pytest.mark.parametrize("content", [b"caf\xe9.png\n", b"\xef\xbb\xbfa.png\n"])
+def test_lists_on_standard_input_are_read_like_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8)).save("a.png")
+    given = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", given)
+    if content.startswith(b"caf"):
+        with pytest.raises(InputError, match="standard input: no text in UTF-8"):
+            find_pictures(["@-"])
+    else:
+        assert list(find_pictures(["@-"])) == ["a.png"]

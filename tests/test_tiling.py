@@ -350,3 +350,8 @@ def test_2000_objects_in_100_megapixels():
 
 if __name__ == "__main__":
     predict_large()
+
+
+@pytest.mark.parametrize("overlap", [1, 100, 5000])
+def test_nothing_overlaps_in_a_picture_seen_whole(overlap):
+    assert lay((50, 80), None, overlap) == lay((50, 80), None)

@@ -153,7 +153,7 @@ class Summary:
 
 def predict_files(
     predictor: Finder,
-    sources: Sequence[str | Path],
+    sources: Sequence[str | Path] | str | Path,
     out: Path | str,
     *,
     save: Sequence[str] = SAVE,
@@ -182,7 +182,7 @@ def predict_files(
 
     Args:
         predictor: the model.
-        sources: see ``sources.find_pictures``.
+        sources: one or several, see ``sources.find_pictures``.
         out: folder to write; one from an earlier call, which has ``settings.json``, is replaced
             as a whole, in the end.
         save: some of ``formats.FORMATS``.
@@ -212,6 +212,17 @@ def predict_files(
             unfinished run is in the way.
     """
     out = follow(out)
+    sources = [sources] if isinstance(sources, str | Path) else list(sources)
+    if not sources:
+        raise InputError("no pictures to predict: sources is empty")
+    for name, value, least in (
+        ("batch", batch, 1),
+        ("every", every, 1),
+        ("limit", limit, 1),
+        ("workers", workers, 0),
+    ):
+        if value is not None and value < least:
+            raise InputError(f"{name}: {value} is less than {least}")
     if unknown := [name for name in save if name not in FORMATS]:
         raise InputError(f"save: {unknown[0]!r} is none of {', '.join(FORMATS)}")
     save = [name for name in FORMATS if name in save]

@@ -187,7 +187,7 @@ class Predictor:
             options: dict[str, Any] = {"views": views, "tile": tile, "overlap": overlap}
             records = self.records(pixels, 0, threshold=threshold, **options)
             found = of_records(records, (pixels.shape[1], pixels.shape[2]), self.categories)
-        kept = picture if isinstance(picture, str | Path) else pixels
+        kept = picture if isinstance(picture, str | Path) else pixels.clone()  # it may be reused
         return Result(found, self.categories, kept)
 
     @torch.inference_mode()

@@ -224,8 +224,13 @@ class Result:
         if isinstance(index, slice):
             index = range(*index.indices(len(self)))
         chosen = torch.as_tensor(np.asarray(index))
-        if not chosen.numel():
-            chosen = chosen.long() if chosen.dtype != torch.bool else chosen
+        whole = not chosen.is_floating_point() and chosen.dtype != torch.bool
+        if whole and not chosen.ndim:
+            return self[int(chosen)]
+        if chosen.ndim != 1:
+            raise IndexError("expected a number, a slice, or a list of numbers or of yes and no")
+        if whole or (not chosen.numel() and chosen.dtype != torch.bool):
+            chosen = chosen.long()  # bytes would be a mask
         fewer = Result(self.instances[chosen], self.categories, self.picture)
         if "runs" in vars(self):  # what has been pasted is not pasted again
             rows = chosen.nonzero()[:, 0] if chosen.dtype == torch.bool else chosen

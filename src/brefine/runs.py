@@ -233,10 +233,10 @@ def clean(
     islands: int | None = 0,
     disjoint: bool = False,
 ) -> list[dict[str, Any]]:
-    """Clean the masks of COCO results of one picture: holes, then islands, then overlaps.
+    """Clean the masks of COCO results: holes, then islands, then overlaps.
 
     Args:
-        records: of one picture, in any order; they are not changed.
+        records: in any order, of one picture or of several (``image_id``); they are not changed.
         holes: fill holes of less than this many pixels.
         islands: drop parts of less than this many pixels; None: all but the largest part.
         disjoint: no pixel in two masks: the higher score has it, of equal scores the first
@@ -248,20 +248,26 @@ def clean(
         detected), without those that ``disjoint`` left no pixel.
 
     Raises:
-        ValueError: a record's mask is not right, or not of the size of the others.
+        ValueError: a record's mask is not right, or not of the size of the picture's others.
     """
     if not records or (holes < 2 and islands is not None and islands < 2 and not disjoint):
         return [dict(record) for record in records]
     if not all(isinstance(record["segmentation"], dict) for record in records):
         raise ValueError("polygons do not say how large their picture is: give RLE")
-    size = tuple(records[0]["segmentation"]["size"])
-    masks = [decode(record["segmentation"], size) for record in records]
+    pictures: dict[Any, list[int]] = {}
+    for i, record in enumerate(records):
+        pictures.setdefault(record.get("image_id"), []).append(i)
+    firsts = [records[pictures[record.get("image_id")][0]] for record in records]
+    masks = [
+        decode(record["segmentation"], tuple(first["segmentation"]["size"]))
+        for record, first in zip(records, firsts, strict=True)
+    ]
     masks = [fill_holes(mask, holes) for mask in masks]
     if islands is None or islands > 1:
         masks = [drop_islands(mask, islands) for mask in masks]
     emptied: set[int] = set()
-    if disjoint:
-        order = sorted(range(len(records)), key=lambda i: -records[i]["score"])
+    for members in pictures.values() if disjoint else ():
+        order = sorted(members, key=lambda i: -records[i]["score"])
         apart = separate([masks[i] for i in order])
         for i, mask in zip(order, apart, strict=True):
             if not mask.area() and masks[i].area():

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from brefine.data.pictures import MISSING, SUFFIXES, read_lines, read_rgb, take_rgb
+from brefine.progress import console
 from brefine.structures import InputError
 
 if TYPE_CHECKING:  # pictures for exported models are read without torch
@@ -40,6 +41,7 @@ Picture = Union[Held, "Tensor"]
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 #: bytes of a picture that comes from elsewhere than a file
 MOST_BYTES = 200 * 2**20
+FRAMES = 7  # OpenCV's number of the property "frames in the video"
 #: seconds until an answer, and for the whole of a picture, from a URL
 PATIENCE, DEADLINE = 30.0, 120.0
 
@@ -207,7 +209,11 @@ def _read_list(file: str, allow_urls: bool, missing: bool) -> Iterator[tuple[str
     """
     if file == "-" and sys.stdin is None:  # closed
         raise InputError("standard input: is closed: give a list there, or name a file")
-    lines = sys.stdin.read().splitlines() if file == "-" else read_lines(Path(file))
+    try:
+        given = sys.stdin.read().removeprefix("\ufeff") if file == "-" else ""
+    except UnicodeDecodeError:
+        raise InputError("standard input: no text in UTF-8") from None
+    lines = given.splitlines() if file == "-" else read_lines(Path(file))
     file = "standard input" if file == "-" else file
     none = True
     for number, line in enumerate(lines, 1):
@@ -367,6 +373,10 @@ def _frames(
                 where = f"{place}: frame {number}"
                 yield Item(called, where, partial(_upright, frame if fine else None, where))
         number += 1
+    if film is not None and given < most and 0 < number < film.get(FRAMES) - 1:
+        # No fault: containers guess, and where a frame is damaged others may follow.
+        text = f"{place}: ends after {number} of {film.get(FRAMES):.0f} frames that it should have"
+        console.print(text, markup=False, soft_wrap=True)
     if not number and most > 0:
         yield None if name in done else Item(name, place, partial(_upright, None, place))
 
@@ -413,7 +423,12 @@ def as_array(picture: Held, channels: str = "RGB") -> Pixels:
     if isinstance(picture, bytes):
         return read_rgb("picture", picture)
     if isinstance(picture, Image.Image):
-        return take_rgb(picture, "picture")
+        try:
+            return take_rgb(picture, "picture")
+        except InputError:
+            raise
+        except (OSError, ValueError, SyntaxError) as error:  # Pillow reads when asked for pixels
+            raise InputError(f"picture: cannot read the picture: {error}") from None
     if not isinstance(picture, np.ndarray):
         raise InputError(
             "picture: expected a file, its bytes, a PIL picture, an array or a tensor, not "

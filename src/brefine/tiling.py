@@ -72,8 +72,8 @@ def lay(size: tuple[int, int], tile: int | None, overlap: int | None = None) -> 
     Raises:
         InputError: the overlap is not from 1 pixel to half of a tile.
     """
-    if tile is None:
-        tile = max(2, *size)
+    if tile is None:  # nothing overlaps
+        tile, overlap = max(2, *size), None
     if overlap is None:
         overlap = max(1, round(tile * OVERLAP))
     if not 1 <= overlap <= tile / 2:
