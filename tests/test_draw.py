@@ -365,7 +365,7 @@ def test_one_class_needs_no_name_but_keeps_its_scores():
 @pytest.mark.parametrize("fonts", [draw.FONTS, ()])
 def test_letters_of_other_languages(monkeypatch, fonts):
     monkeypatch.setattr(draw, "FONTS", fonts)
-    draw.lettering.cache_clear()
+    draw._font.cache_clear()
     for text in ("plain ASCII 7 %", "Käfer", "Straße 5 µm", "ядро", "\U000e0041x"):
         shown, font = draw.lettering(text, 13)
         box = bytes(font.getmask("\uffff"))
@@ -375,4 +375,4 @@ def test_letters_of_other_languages(monkeypatch, fonts):
     assert draw.lettering("Käfer", 13)[0] in ("Käfer", "Kafer")
     if not fonts:
         assert draw.lettering("ядро", 13)[0] == "????"
-    draw.lettering.cache_clear()
+    draw._font.cache_clear()

@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -255,20 +255,23 @@ def shapes_of(records: Records, size: tuple[int, int]) -> list[Mask]:
     return shapes
 
 
-@cache
+@lru_cache(maxsize=32)
+def _font(size: int, ascii: bool) -> ImageFont.FreeTypeFont:
+    for name in () if ascii else FONTS:
+        with suppress(OSError):
+            return ImageFont.truetype(name, size)
+    return cast(ImageFont.FreeTypeFont, ImageFont.load_default(size))
+
+
 def lettering(text: str, size: int) -> tuple[str, ImageFont.FreeTypeFont]:
     """Text as it can be drawn, and a font of so many pixels to draw it with.
 
     The font that comes with Pillow has little more than ASCII, so for other texts one of the
     system is taken. A letter that is in neither loses its accent, or becomes a question mark.
     """
-    font = cast(ImageFont.FreeTypeFont, ImageFont.load_default(size))
+    font = _font(size, text.isascii())
     if text.isascii():
         return text, font
-    for name in FONTS:
-        with suppress(OSError):
-            font = ImageFont.truetype(name, size)
-            break
     none = bytes(font.getmask("\uffff"))
 
     def known(letter: str) -> str:

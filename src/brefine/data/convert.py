@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -135,9 +135,9 @@ def convert(
     if pictures != "none":
         require_pictures(dataset)
     if to != "coco":  # whose readers go by the picture
-        for index, picture in enumerate(dataset.pictures):
-            if picture.file.is_file():
-                check_size(dataset, index, upright_size(picture.file))
+        for index in _each(dataset, "looking at sizes"):
+            if (file := dataset.pictures[index].file).is_file():
+                check_size(dataset, index, upright_size(file))
     notes = _name_losses(dataset, to)
     with replacing(out) as aside:
         aside.mkdir()
@@ -146,8 +146,7 @@ def convert(
             (aside / "labels.json").write_text(json.dumps(content), encoding="utf-8")
         losses = []
         write = _writer(dataset, aside, out, to, pictures, tolerance)
-        total = len(dataset)
-        for index in track(range(total), "converting", total) if total >= 100 else range(total):
+        for index in _each(dataset, "converting"):
             picture, name = dataset.pictures[index], names[index]
             objects, crowd, empty = objects_of(dataset, index)
             found = write(picture, name, objects)
@@ -158,6 +157,12 @@ def convert(
                 _place(picture.file, aside / ("" if to == "labelme" else "images") / name, pictures)
         _write_classes(dataset, aside, to)
     return Conversion(losses, notes)
+
+
+def _each(dataset: CocoSet, title: str) -> Iterable[int]:
+    """The indices of the pictures, with progress where there are many."""
+    total = len(dataset)
+    return track(range(total), title, total) if total >= 100 else range(total)
 
 
 def objects_of(dataset: CocoSet, index: int) -> tuple[list[Object], int, int]:
